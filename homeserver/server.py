@@ -268,7 +268,7 @@ class Homeserver:
                 find_appservice=find_asserted,
             ),
             websocket=sockets.serve_asgi,
-            upgrade=sockets.serve,
+            upgrade=sockets.take_over,
             pages=lambda: make_pages(config),
         )
         sockets.open(self._app.dispatch)

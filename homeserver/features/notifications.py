@@ -22,13 +22,12 @@ from homeserver.resources import Resources
 from homeserver.rooms.client_event import client_events
 from homeserver.rooms.storage import list_event_ids
 from homeserver.rooms.visibility import filter_visible
+from homeserver.users.push.counts import Counts, RoomCounts
 from homeserver.users.push.evaluation import Evaluated, evaluate
 from homeserver.users.push.notifications import (
     TAIL,
     UNREACHED_MAX,
-    Counts,
     Listed,
-    RoomCounts,
     count_unread,
     forget_notifications,
     list_late_rooms,

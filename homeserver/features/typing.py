@@ -146,7 +146,7 @@ def sync_typing(tx: Transaction, ctx: SyncContext) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _TypingShare:
-    """Who types in a room. event: as JSON, for members who ignore none of them."""
+    """The users who type in a room. event: as JSON, for members who ignore none of them."""
 
     users: Sequence[UserID]
     event: bytes
@@ -160,7 +160,7 @@ class _TypingShare:
 
 def share_typing(tx: Transaction, since: int, upto: int) -> Shared:
     """Returns what `sync_typing` tells of a span, in which no members have come or gone."""
-    nids = tx.values("SELECT room_nid FROM typing WHERE position > ? AND position <= ?", since, upto)
+    nids = _list_changes(tx, since, upto)
     rooms: dict[RoomID, _TypingShare] = {}
     for name in tx.names(set(nids)).values():
         users = list_typing(tx, RoomID(name))
@@ -238,6 +238,11 @@ def list_typing(tx: Transaction, room_id: RoomID) -> list[UserID]:
 
 def _list_rooms_changed(tx: Transaction, since: int) -> set[int]:
     return set(tx.values("SELECT DISTINCT room_nid FROM typing WHERE position > ?", since))
+
+
+def _list_changes(tx: Transaction, since: int, upto: int) -> list[int]:
+    """Returns the room of each change in since < position ≤ upto."""
+    return tx.values("SELECT room_nid FROM typing WHERE position > ? AND position <= ?", since, upto)
 
 
 def _list_rooms_with_typists(tx: Transaction) -> set[int]:

@@ -26,7 +26,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-Upgrade = Callable[[UpgradeRequest, Connection, bytes, Collection[str]], Awaitable[None]]
+# What serves a connection that has agreed to another protocol, until its end.
+Continue = Callable[[], Awaitable[None]]
+Upgrade = Callable[[UpgradeRequest, Connection, bytes, Collection[str]], Continue]
 """Continues a connection as a WebSocket: the request, the bytes received after it, and the groups of operations."""
 
 OpenSocket = Callable[[UpgradeRequest, Receive, Send, Collection[str]], Awaitable[None]]

@@ -30,7 +30,7 @@ from homeserver import limits
 from homeserver.api.routes import Request, Response, UpgradeRequest
 from homeserver.errors import MatrixError
 from homeserver.http.answers import CONTINUE, AnswerHeads, BodyWriter, encode_fields
-from homeserver.http.asgi import WEBSOCKET_PATH, App, Upgrade, is_page
+from homeserver.http.asgi import WEBSOCKET_PATH, App, Continue, Upgrade, is_page
 from homeserver.http.asgi_exchange import Address, AsgiExchange
 from homeserver.http.connection import Connection, is_gone
 from homeserver.http.http1 import Chunks, Head, Refused, check_head, parse_head
@@ -53,16 +53,21 @@ class Http1Connection:
         self._buffer = b""  # received, but not processed yet
         self._is_gone = False
 
-    async def run(self) -> None:
-        """Serves requests. Raises trio's errors of streams if the connection breaks."""
+    async def run(self) -> Continue | None:
+        """Serves requests. Returns what goes on with the connection, if it has agreed to another protocol.
+
+        Whoever calls that has no need to keep this object, nor the request. Raises trio's errors of streams if the
+        connection breaks.
+        """
         try:
             while True:
                 head = await self._read_head()
                 if head is None or self._is_gone:
-                    return  # the client has closed the connection, maybe in the middle of a request
+                    return None  # the client has closed the connection, maybe in the middle of a request
                 if self._app.upgrade is not None and head.asks_for_websocket and head.path == WEBSOCKET_PATH:
-                    if await self._hand_over(head, self._app.upgrade):
-                        return
+                    proceed = await self._agree(head, self._app.upgrade)
+                    if proceed is not None:
+                        return proceed
                     break
                 if not await self._answer(head):
                     break
@@ -73,6 +78,7 @@ class Http1Connection:
         if not self._is_gone:
             await self.connection.end()
             await self.connection.linger()
+        return None
 
     async def receive(self) -> bytes:
         """Returns bytes from the client, b"" at the end: those in the buffer, or else what arrives next."""
@@ -230,8 +236,8 @@ class Http1Connection:
             _log.error("answer broke off", exc_info=error, extra={"path": head.path})
         self._is_gone = True  # so that the client does not take what it has got for the whole answer
 
-    async def _hand_over(self, head: Head, upgrade: Upgrade) -> bool:
-        """Continues as a WebSocket, until its end. Returns False if the request was refused."""
+    async def _agree(self, head: Head, upgrade: Upgrade) -> Continue | None:
+        """Returns what goes on as a WebSocket; None if the request was refused."""
         self.connection.become_busy()
         request = UpgradeRequest(
             head.method, head.path, head.query, head.headers, partial(self._client_ip, head), None, self.wait_gone
@@ -240,12 +246,11 @@ class Http1Connection:
         response = await self._app.dispatch.answer(request, self._app.groups)
         if response.status != 101:
             await self._send(head, response, None, is_last=True)
-            return False
+            return None
         fields = [(name.encode(), value.encode("latin-1")) for name, value in response.headers.items()]
         await self.connection.send(self._heads.complete(encode_fields(101, fields), None, ends=False) + b"\r\n")
         received, self._buffer = self._buffer, b""
-        await upgrade(request, self.connection, received, self._app.groups)
-        return True
+        return upgrade(request, self.connection, received, self._app.groups)
 
 
 class RequestBody:

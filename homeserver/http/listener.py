@@ -263,7 +263,9 @@ def _handler(app: App, door: _Door, connections: Connections) -> Callable:
             elif await _shake_hands(connection, door.tls) == "h2":
                 await Http2Connection(connection, served, client, server).run()
             else:
-                await Http1Connection(connection, served, heads, client, server).run()
+                proceed = await Http1Connection(connection, served, heads, client, server).run()
+                if proceed is not None:
+                    await proceed()
         except (Exception, BaseExceptionGroup) as error:
             # Errors of one connection must not affect the others.
             cancelled, others = error.split(trio.Cancelled) if isinstance(error, BaseExceptionGroup) else (None, error)

@@ -129,17 +129,22 @@ async def read_since(hs: Resources, token: Token) -> int | None:
 
 
 async def _read_filter(hs: Resources, known: Cache, get_filter: GetFilter, requester: Requester, text: str) -> Filter:
-    """Returns the filter that the client gives in full or by its ID. known: caches stored filters (immutable)."""
+    """Returns the filter that the client gives in full or by its ID. known: caches filters, which are immutable."""
     if not text:
         return EVERYTHING
-    if text.startswith("{"):
+    is_whole = text.startswith("{")
+    key = text if is_whole else (requester.user_id, text)
+    filter_: Filter | None = known.get(key)
+    if filter_ is not None:
+        return filter_
+    if is_whole:
         try:
-            return parse_filter(orjson.loads(text))
+            filter_ = parse_filter(orjson.loads(text))
         except orjson.JSONDecodeError as error:
             raise bad_json(f"The filter is not valid JSON: {error}.") from None
-    key = (requester.user_id, text)
-    filter_: Filter | None = known.get(key)
-    if filter_ is None:
+        if len(text) <= FILTER_CACHED_BYTES_MAX:  # the clients of one program all have the same
+            known.put(key, filter_)
+    else:
         stored = await hs.database.read(get_filter, requester.user_id, text)
         if stored is None:
             raise invalid_param("There is no such filter.")

@@ -27,12 +27,14 @@ FRIEND_MARK = "org.homeserver.friend"
 
 IGNORED_TYPE = "m.ignored_user_list"
 
+_NOBODY: frozenset[str] = frozenset()  # one for all: connections keep whom their users ignore
+
 
 def ignored_users(tx: Transaction, user_id: UserID) -> frozenset[str]:
     """Returns the users whose messages and invitations this user does not want. Nobody can ignore themselves."""
     content = find_account_data(tx, user_id, None, IGNORED_TYPE)
     ignored = None if content is None else content.get("ignored_users")
-    return frozenset(ignored) - {user_id} if isinstance(ignored, dict) else frozenset()
+    return frozenset(ignored) - {user_id} if isinstance(ignored, dict) else _NOBODY
 
 
 def ignored_in_sync(tx: Transaction, context: SyncContext) -> frozenset[str]:

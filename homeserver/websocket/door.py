@@ -10,18 +10,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection
+from functools import partial
 
 import trio
 
 from homeserver import limits
 from homeserver.api.routes import Request, Response, Routes, UpgradeRequest
 from homeserver.authenticate import Requester
+from homeserver.authenticate.identify import read_token
 from homeserver.errors import MatrixError, unrecognized
 from homeserver.feature import Feature
-from homeserver.http.asgi import WEBSOCKET_PATH, Receive, Send
+from homeserver.http.asgi import WEBSOCKET_PATH, Continue, Receive, Send
 from homeserver.http.connection import Connection
 from homeserver.http.dispatch import Dispatch
 from homeserver.limits import Bucket
+from homeserver.process.budgets import Hold
 from homeserver.resources import Resources
 from homeserver.sync import Syncs
 from homeserver.websocket.asgi import AsgiWire
@@ -29,7 +32,7 @@ from homeserver.websocket.deflate import Deflate
 from homeserver.websocket.handshake import UPGRADE_REQUIRED, shake_hands
 from homeserver.websocket.messages import Close, Closing
 from homeserver.websocket.pushes import Pushes
-from homeserver.websocket.session import Session, token_of
+from homeserver.websocket.session import Session
 from homeserver.websocket.wire import Wire
 
 _RETRY_AFTER_MS = 10_000
@@ -91,40 +94,54 @@ class Sockets:
         hs.nursery.start_soon(self._sweep)
         hs.nursery.start_soon(self._stop)
 
-    async def serve(
+    def take_over(
         self, request: UpgradeRequest, connection: Connection, received: bytes, groups: Collection[str]
-    ) -> None:
-        """Serves a connection of our own listeners until its end. received: what followed the handshake."""
+    ) -> Continue:
+        """Returns what serves a connection of our own listeners until its end. received: what followed the handshake.
+
+        It does not keep the request, which would be a third of the memory of an idle connection.
+        """
         assert self._dispatch is not None
         deflate = request.extension
         assert deflate is None or isinstance(deflate, Deflate)
         wire = Wire(connection, received, deflate, self._dispatch.hs.nursery)
-        await self._run(wire, request, groups)
+        return partial(self._run, wire, self._open_session(wire, request, groups))
 
     async def serve_asgi(self, request: UpgradeRequest, receive: Receive, send: Send, groups: Collection[str]) -> None:
         """Serves a connection of an ASGI server until its end."""
         assert self._dispatch is not None
-        await self._run(AsgiWire(receive, send, self._dispatch.hs.nursery), request, groups)
+        wire = AsgiWire(receive, send, self._dispatch.hs.nursery)
+        await self._run(wire, self._open_session(wire, request, groups))
 
-    async def _run(self, wire: Wire | AsgiWire, request: UpgradeRequest, groups: Collection[str]) -> None:
+    def _open_session(self, wire: Wire | AsgiWire, request: UpgradeRequest, groups: Collection[str]) -> Session:
         assert self._dispatch is not None and self._pushes is not None
-        session = Session(self._dispatch, self._pushes, wire, request, groups)
+        agent = request.find_header(b"user-agent")
+        session = Session(self._dispatch, self._pushes, wire, request.client_ip, agent, groups)
+        if request.requester is not None:
+            session.accept(read_token(request) or "", request.requester, request.token_position)
         wire.count_frame = session.count_frame
         if isinstance(wire, Wire):
             wire.wait_for_room = session.wait_for_room
+        return session
+
+    async def _run(self, wire: Wire | AsgiWire, session: Session) -> None:
+        assert self._dispatch is not None
         self._wires[session] = wire
         self._has_some.set()
         user_id = ""
         try:
-            if not await self._authenticate(session, wire, request):
+            if session.requester is None and not await self._authenticate(session):
                 return
             assert session.requester is not None
             user_id = session.requester.user_id
             self._by_user[user_id] += 1
             if self._by_user[user_id] > limits.websocket.CONNECTIONS_PER_USER_MAX:
                 session.close(Close.TOO_MANY, "You have too many WebSockets open.")
-            with self._dispatch.hs.budgets.answers.hold(user_id) as session.channel.hold:
+            hold = session.channel.hold = Hold(self._dispatch.hs.budgets.answers, user_id, "")
+            try:
                 await session.run()
+            finally:
+                hold.become(0)
         finally:
             del self._wires[session]
             if user_id:
@@ -137,12 +154,9 @@ class Sockets:
             code = str(wire.channel.code or "lost")
             self._dispatch.hs.metrics.count("homeserver_websockets_closed_total", (("code", code),))
 
-    async def _authenticate(self, session: Session, wire: Wire | AsgiWire, request: UpgradeRequest) -> bool:
-        """Learns who the client is: from the request, or from its first message. Returns False if nobody."""
+    async def _authenticate(self, session: Session) -> bool:
+        """Learns who the client is from its first message. Returns False if nobody."""
         try:
-            if request.requester is not None:
-                await session.authenticate(token_of(request), request.requester)
-                return True
             with trio.move_on_after(limits.websocket.AUTHENTICATE_SECONDS_MAX):
                 return await session.receive_token()
             raise Closing(Close.UNAUTHENTICATED, "Authenticate sooner.")

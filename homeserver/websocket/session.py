@@ -21,9 +21,8 @@ import msgspec
 import trio
 
 from homeserver import limits
-from homeserver.api.routes import Request, UpgradeRequest
+from homeserver.api.routes import Request
 from homeserver.authenticate import Requester, find_requester
-from homeserver.authenticate.identify import read_token
 from homeserver.database import DatabaseError
 from homeserver.errors import MatrixError, invalid_param, unrecognized
 from homeserver.http.dispatch import Dispatch
@@ -60,23 +59,30 @@ class Session:
     """One client's session. user_id: "" until the client has authenticated itself."""
 
     __slots__ = (
-        "_ack", "_allowance", "_allowance_at", "_carrier", "_checked_at", "_closed", "_dispatch", "_groups", "_headers",
-        "_is_acking", "_is_ending", "_opening", "_pushes", "_requests", "_resume", "_watch", "channel", "push",
-        "requester",
+        "_ack", "_agent", "_allowance", "_allowance_at", "_carrier", "_checked_at", "_client_ip", "_closed",
+        "_dispatch", "_groups", "_is_acking", "_is_ending", "_pushes", "_requests", "_resume", "_token", "_watch",
+        "channel", "push", "requester",
     )  # fmt: skip
 
     def __init__(
-        self, dispatch: Dispatch, pushes: Pushes, carrier: Carrier, opening: UpgradeRequest, groups: Collection[str]
+        self,
+        dispatch: Dispatch,
+        pushes: Pushes,
+        carrier: Carrier,
+        client_ip: str,
+        agent: str | None,
+        groups: Collection[str],
     ) -> None:
-        """opening: the request that opened the connection. groups: of operations that may be called."""
+        """agent: what the client has called itself when it opened the connection. groups: of operations for it."""
         self._dispatch = dispatch
         self._pushes = pushes
         self._carrier = carrier
         self.channel = carrier.channel
-        self._opening = opening
+        self._client_ip = client_ip
+        self._agent = agent
         self._groups = groups
         self.requester: Requester | None = None
-        self._headers: list[tuple[bytes, bytes]] = []
+        self._token = ""
         self._requests = 0  # being processed
         self._resume: trio.Event | None = None  # set when reading may go on
         self._closed: trio.Event | None = None
@@ -172,26 +178,22 @@ class Session:
 
     # --- who the client is ---
 
-    async def authenticate(self, token: str, requester: Requester | None = None) -> None:
-        """Notes who the client is. Raises Closing if the token is not valid, or that of another device.
+    def accept(self, token: str, requester: Requester, position: int) -> None:
+        """Notes who the client is. position: the position of the stream before the token was looked up."""
+        self._token, self.requester = token, requester
+        self._watch.move((tokens_key(requester.user_id),), position)
 
-        requester: if the token has been looked up already.
-        """
+    async def authenticate(self, token: str) -> None:
+        """Looks up who the client is. Raises Closing if the token is not valid, or that of another device."""
         before = self.requester
-        agent = self._opening.find_header(b"user-agent")
-        self._headers = [(b"authorization", b"Bearer " + token.encode("utf-8", "surrogatepass"))]
-        if agent is not None:
-            self._headers.append((b"user-agent", agent.encode("latin-1")))
+        self._token = token
         position = self._dispatch.hs.stream.position
-        self.requester = requester or await self._find_requester()
-        if before is not None and (before.user_id, before.device_id) != (
-            self.requester.user_id,
-            self.requester.device_id,
-        ):
+        requester = await self._find_requester()
+        if before is not None and (before.user_id, before.device_id) != (requester.user_id, requester.device_id):
             raise Closing(
                 Close.UNAUTHENTICATED, "This is the token of another user or device. Open another connection."
             )
-        self._watch.move((tokens_key(self.requester.user_id),), position)
+        self.accept(token, requester, position)
 
     async def _find_requester(self) -> Requester:
         hs, dispatch = self._dispatch.hs, self._dispatch
@@ -328,11 +330,13 @@ class Session:
 
     def _make_request(self, method: str, path: str, query: str = "", body: bytes = b"") -> Request:
         """Returns the request that the same client would send over HTTP."""
-        headers = [*self._headers]
+        headers = [(b"authorization", b"Bearer " + self._token.encode("utf-8", "surrogatepass"))]
+        if self._agent is not None:
+            headers.append((b"user-agent", self._agent.encode("latin-1")))
         if body:
             headers += [(b"content-type", _JSON.encode()), (b"content-length", b"%d" % len(body))]
         receive = _Body(body).receive if body else None
-        return Request(method, path, query, headers, lambda: self._opening.client_ip, receive, self._wait_closed)
+        return Request(method, path, query, headers, lambda: self._client_ip, receive, self._wait_closed)
 
     @property
     def checked_at(self) -> float:
@@ -355,8 +359,3 @@ class _Body:
     async def receive(self) -> bytes | None:
         data, self._data = self._data, None
         return data
-
-
-def token_of(request: Request) -> str:
-    """Returns the token of the request that opened the connection; "" if it has none."""
-    return read_token(request) or ""

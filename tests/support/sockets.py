@@ -87,7 +87,9 @@ async def _both_ends(app: App, wrap: Wrap) -> AsyncIterator[tuple[Any, trio.abc.
 
     async def serve() -> None:
         try:
-            await http.run()
+            proceed = await http.run()
+            if proceed is not None:
+                await proceed()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # as the listener takes it
         await trio.aclose_forcefully(server)

@@ -21,7 +21,7 @@ from homeserver.sync import Syncs
 from homeserver.sync.broadcast import Listener, can_listen
 from homeserver.sync.engine import SyncRequest, body_of
 from homeserver.users.filters import find_filter
-from homeserver.users.push.notifications import TOLD_MAX
+from homeserver.users.push.counts import TOLD_MAX
 from homeserver.users.receipts import DELIVERED, store_receipt
 from tests.friends.people import befriend
 from tests.support.federation import create_room, join, send_state, send_text

@@ -22,8 +22,9 @@ from homeserver.rooms.storage import TimelineEvent, find_stored_by_id
 from homeserver.rooms.storage import find_position as find_event_position
 from homeserver.users.account_data import store_account_data
 from homeserver.users.push.conditions import Subject
+from homeserver.users.push.counts import RoomCounts
 from homeserver.users.push.evaluation import EventFacts, evaluate
-from homeserver.users.push.notifications import TAIL, RoomCounts, count_unread, store_notifications
+from homeserver.users.push.notifications import TAIL, count_unread, store_notifications
 from homeserver.users.push.rules import compile_ruleset
 from homeserver.users.push_rules import Kind, delete_rule, get_ruleset, set_rule_fields, store_rule
 from homeserver.users.receipts import is_ahead, store_receipt

@@ -33,7 +33,8 @@ from homeserver.users.account_data import list_changes
 from homeserver.users.blocking import IGNORED_TYPE, ignored_users
 from homeserver.users.friends import FRIEND_BYTES, LISTS_CACHED_BYTES_MAX, Friend, find_deleted_upto, list_friends
 from homeserver.users.presence import list_presence_changes
-from homeserver.users.push.notifications import TAIL, UNREACHED_MAX, Counts, count_unread
+from homeserver.users.push.counts import Counts
+from homeserver.users.push.notifications import TAIL, UNREACHED_MAX, count_unread
 from homeserver.users.receipts import list_read_rooms
 from homeserver.users.status import read_statuses
 

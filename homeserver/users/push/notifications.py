@@ -16,7 +16,6 @@ that their counts are to be told again.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -30,16 +29,13 @@ from homeserver.federation.identifiers import RoomID, UserID
 from homeserver.rooms.membership import list_join_positions, list_joined_rooms
 from homeserver.rooms.storage import ORDERING_SHIFT, TimelineEvent, list_in_timeline, list_positions, list_stored
 from homeserver.users.blocking import ignored_users
+from homeserver.users.push.counts import COUNTED_MAX, RoomCounts
 from homeserver.users.push.evaluation import Evaluated, find_redacted, is_new, is_written, judge, judge_for
 from homeserver.users.push.rules import HIGHLIGHT, NOTIFY, Outcome
 from homeserver.users.receipts import ReadUpTo, find_read_up_to
 
 TAIL = "notifications"
 
-COUNTED_MAX = 1_000
-"""Notifications that are looked at to count the unread ones of a room. Nobody reads on from there."""
-TOLD_MAX = COUNTED_MAX // 2
-"""Larger counts are told as this: clients show "99+". It is below COUNTED_MAX because not all that are read count."""
 KEPT_MAX = 2 * COUNTED_MAX
 """Notifications kept of a room, of its threads, and of a user in a room: those that can count, and as many to list."""
 PRUNED_EVERY = 256
@@ -91,46 +87,6 @@ SCHEMA = Schema(
         ),
     ),
 )
-
-
-@dataclass(slots=True)
-class Counts:
-    """How many unread events notify a user, and how many of them are highlights."""
-
-    notifications: int = 0
-    highlights: int = 0
-
-    def add(self, level: int, number: int = 1) -> None:
-        """Adds so many events of one level; a negative number takes them away."""
-        if level >= NOTIFY:
-            self.notifications += number
-        if level >= HIGHLIGHT:
-            self.highlights += number
-
-    def body(self) -> dict[str, int]:
-        """Returns the counts as in `/sync`."""
-        return {
-            "notification_count": min(max(0, self.notifications), TOLD_MAX),
-            "highlight_count": min(max(0, self.highlights), TOLD_MAX),
-        }
-
-
-@dataclass(slots=True)
-class RoomCounts:
-    """The counts of a room: of its main timeline, and of threads by the position of their root."""
-
-    main: Counts = field(default_factory=Counts)
-    threads: defaultdict[int, Counts] = field(default_factory=lambda: defaultdict(Counts))
-
-    def of(self, thread: int) -> Counts:
-        """Returns the counts of a thread, 0 for the main timeline."""
-        return self.threads[thread] if thread else self.main
-
-    @property
-    def total(self) -> Counts:
-        """The sum of all threads."""
-        every = [self.main, *self.threads.values()]
-        return Counts(sum(each.notifications for each in every), sum(each.highlights for each in every))
 
 
 # --- what the tail writes ---

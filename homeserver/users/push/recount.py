@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from homeserver.database import Transaction
 from homeserver.federation.identifiers import UserID
 from homeserver.rooms.storage import TimelineEvent, list_stored
+from homeserver.users.push.counts import TOLD_MAX, Counts
 from homeserver.users.push.evaluation import get_audience, is_new, judge, judge_for
-from homeserver.users.push.notifications import TOLD_MAX, Counts
 
 
 def recount_unread(tx: Transaction, positions: Sequence[int]) -> Callable[[UserID, Counts], Counts | None] | None:
@@ -36,7 +36,7 @@ def recount_unread(tx: Transaction, positions: Sequence[int]) -> Callable[[UserI
         else:
             counts.notifications += by_default.notifications
             counts.highlights += by_default.highlights
-        # With more than TOLD_MAX it is not known which ones are looked at, so neither how many of them are highlights.
+        # With more than TOLD_MAX it is not known which ones the engine reads, so neither how many of them are highlights.
         return None if before.notifications >= TOLD_MAX and counts.highlights else counts
 
     return add

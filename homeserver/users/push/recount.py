@@ -36,7 +36,7 @@ def recount_unread(tx: Transaction, positions: Sequence[int]) -> Callable[[UserI
         else:
             counts.notifications += by_default.notifications
             counts.highlights += by_default.highlights
-        # With more than TOLD_MAX it is not known which ones the engine reads, so neither how many of them are highlights.
+        # With more than TOLD_MAX it is not known which ones the engine reads, nor how many of them are highlights.
         return None if before.notifications >= TOLD_MAX and counts.highlights else counts
 
     return add

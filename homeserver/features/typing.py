@@ -174,7 +174,7 @@ def _typing_event(users: Sequence[UserID]) -> JsonObject:
 
 def list_ephemeral(tx: Transaction, since: int, upto: int) -> Iterator[Ephemeral]:
     """Yields who is typing in each room in which someone has started or stopped typing."""
-    for room_nid in tx.values("SELECT DISTINCT room_nid FROM typing WHERE position > ? AND position <= ?", since, upto):
+    for room_nid in set(_list_changes(tx, since, upto)):
         room_id = RoomID(tx.name(room_nid))
         yield Ephemeral(_typing_event(list_typing(tx, room_id)), room_id)
 

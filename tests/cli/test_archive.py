@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 
-from tests.cli.programs import run, serving, write_config
+from tests.cli.programs import SECONDS_MAX, environment, run, serving, write_config
 from tests.cli.test_accounts import add, ran
 from tests.cli.test_search import Person
 
@@ -67,6 +70,30 @@ def test_old_messages_are_purged_while_the_server_answers(tmp_path: Path) -> Non
         assert done == {**planned, "dry_run": False}
         assert _bodies(alice) == []
         assert alice.find("tea") == []
+
+
+def test_archiving_that_is_really_killed_goes_on(tmp_path: Path) -> None:
+    """The process dies by `kill -9` as soon as it has stored a block, with most of its work before it."""
+    config = write_config(tmp_path)
+    add(config, "alice")
+    with serving(config) as (_, url):
+        alice = Person(url)
+        _say(alice, 60)
+        before = _bodies(alice)
+        blobs = tmp_path / "data" / "blobs" / "archive"
+        command = [sys.executable, "-m", "homeserver", "archive", "run", "--older-than", "0d", "--config", config]
+        with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
+            deadline = time.monotonic() + SECONDS_MAX
+            while not blobs.exists() and program.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.001)
+            program.kill()
+        assert blobs.exists()
+        assert _bodies(alice) == before
+        ran(config, "archive", "run", "--older-than", "0d")
+        (block,) = ran(config, "archive", "list", alice.room_id)["blocks"]
+        assert block["events"] == 59
+        assert ran(config, "archive", "verify") == {"blocks": 1, "damaged": []}
+        assert _bodies(alice) == before
 
 
 def test_wrong_arguments_are_refused(tmp_path: Path) -> None:

@@ -9,20 +9,25 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
+GATE_SECONDS_MAX = 20
 MODIFIED = "2024-01-01T00:00:00.000Z"
 
 
 class Objects(dict[str, bytes]):
-    """The objects by key. While `fails` is set, the store answers every request with 500.
+    """The objects by key. While `fails` is set, the store answers every request with 500; while `is_full` is set, it
+    takes no object.
 
-    headers: those that an object was stored with, and is served with.
+    headers: those that an object was stored with, and is served with. gate: getting an object waits for it.
     """
 
     fails = False
+    is_full = False
 
     def __init__(self) -> None:
         super().__init__()
         self.headers: dict[str, dict[str, str]] = {}
+        self.gate = threading.Event()
+        self.gate.set()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -39,7 +44,11 @@ class _Handler(BaseHTTPRequestHandler):
         return True
 
     def do_PUT(self) -> None:
-        self.objects[self._key()] = self._read_body()
+        body = self._read_body()
+        if self.objects.is_full:
+            self._answer(403, {}, b"<Error><Code>QuotaExceeded</Code></Error>")
+            return
+        self.objects[self._key()] = body
         stored = ("Content-Type", "Content-Disposition")
         self.objects.headers[self._key()] = {name: self.headers[name] for name in stored if name in self.headers}
         self._answer(200, {"ETag": '"1"'})
@@ -49,6 +58,7 @@ class _Handler(BaseHTTPRequestHandler):
         if "list-type" in query:
             self._list(query.get("prefix", [""])[0])
             return
+        self.objects.gate.wait(GATE_SECONDS_MAX)
         data = self.objects.get(self._key())
         if data is None:
             self._answer(404, {}, b"<Error><Code>NoSuchKey</Code></Error>")

@@ -9,7 +9,9 @@ Theory of operation. One task keeps a connection open: it connects, starts the p
 arrives. When the connection ends, it connects again after a pause that grows with each failure and has a random length,
 so that the clients of a server that restarts do not all come at once. It then goes on from the last answer that the
 program has taken: answers that arrived but were not taken are dropped, and come again. So no answer is seen twice, none
-is missed, and a program that stores `since` with its own data can go on from there in another process.
+is missed, and a program that stores `since` with its own data can go on from there in another process. The same happens
+if a program takes no answers for so long that ANSWERS_WAITING_MAX of them wait: the rest is dropped, and when it has
+taken those, the client connects again. So news that nobody takes cannot fill memory.
 
 A call that is under way when the connection ends is sent again if it may be repeated: messages have a transaction ID,
 so the server recognises the second one. Otherwise it raises ConnectionLost, because nobody knows whether it was
@@ -48,6 +50,8 @@ PATH = "/_homeserver/client/v1/ws"
 CONNECT_SECONDS_MAX = 20
 # A message as large as the first sync of a user in very many rooms.
 MESSAGE_BYTES_MAX = 256 << 20
+# Some seconds of a very busy account. A program that is further behind gets one answer that has everything.
+ANSWERS_WAITING_MAX = 100
 PING_SECONDS = 30
 PAUSE_SECONDS = 0.5
 PAUSE_SECONDS_MAX = 30
@@ -89,9 +93,15 @@ class SocketClient:
         self._calls: dict[int, _Call] = {}
         self._number = 0
         self._answers: deque[dict[str, Any]] = deque()
+        self._is_behind = False  # answers were dropped
+        self._leave: Callable[[], None] = _nothing  # ends the connection
         self._news = trio.Event()
-        self._joined: set[str] | None = None
         self.connections = 0  # how often it has connected
+
+    @property
+    def waiting(self) -> int:
+        """How many sync answers have arrived that the program has not taken."""
+        return len(self._answers)
 
     # --- what programs call ---
 
@@ -143,6 +153,8 @@ class SocketClient:
         while True:
             while not self._answers:
                 self._news = trio.Event()
+                if self._is_behind:
+                    self._leave()
                 await self._news.wait()
             answer = self._answers.popleft()
             self.since = answer["next_batch"]
@@ -209,6 +221,7 @@ class SocketClient:
         """Fails the calls that cannot be repeated, and drops the answers that were not taken: they come again."""
         self._websocket = None
         self._answers.clear()
+        self._is_behind, self._leave = False, _nothing
         for call in self._calls.values():
             if call.is_sent and not call.is_repeatable:
                 call.done.set()
@@ -217,16 +230,22 @@ class SocketClient:
     async def _use(self, websocket: WebSocketConnection) -> None:
         self._websocket = websocket
         async with trio.open_nursery() as nursery:
+            self._leave = nursery.cancel_scope.cancel
             nursery.start_soon(_keep_alive, websocket)
             nursery.start_soon(self._begin)
             while True:
                 message = orjson.loads(await websocket.get_message())
                 if "sync" in message:
-                    self._answers.append(message["sync"])
-                    self._news.set()
+                    self._keep(message["sync"])
                 elif (call := self._calls.get(message.get("id"))) is not None:
                     call.answer = message
                     call.done.set()
+
+    def _keep(self, answer: dict[str, Any]) -> None:
+        self._is_behind |= len(self._answers) == ANSWERS_WAITING_MAX
+        if not self._is_behind:
+            self._answers.append(answer)
+            self._news.set()
 
     async def _begin(self) -> None:
         """Says again, on a new connection, what the last one has not finished."""
@@ -252,6 +271,10 @@ class SocketClient:
                 await self._websocket.send_message(orjson.dumps(message).decode())
             except ConnectionClosed:
                 pass  # its reader notices it too
+
+
+def _nothing() -> None:
+    pass
 
 
 def _leaves(group: BaseExceptionGroup[Any]) -> list[BaseException]:

@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from homeserver.errors import MatrixError
-from homeserver.socket_client import ConnectionLost, SocketClient, open_socket_client
+from homeserver.socket_client import ANSWERS_WAITING_MAX, ConnectionLost, SocketClient, open_socket_client
 from tests.support.federation import create_room, join, send_text
 from tests.support.homeservers import Client, Server
 from tests.support.sockets import Line
@@ -48,25 +48,55 @@ async def test_events_come_once_each_and_in_order_however_often_the_line_is_cut(
                 if event.type == "m.room.message":
                     seen.append(event.body)
 
+        async def wait_connected(connections: int) -> None:
+            while client.connections < connections:  # noqa: ASYNC110
+                await trio.sleep(0.1)
+
         async with trio.open_nursery() as nursery:
             nursery.start_soon(listen)
             expected = []
+            cuts = 0
             for number in range(40):
                 if number % 7 == 3:
+                    await wait_connected(1 + cuts)
                     await line.cut()
                     line.is_up = False
+                    cuts += 1
                 if number % 7 == 5:
                     line.is_up = True
                 expected.append(f"message {number}")
                 await send_text(alice, room_id, expected[-1])
                 await trio.sleep(0.3 if number % 2 else 0)
             line.is_up = True
+            await wait_connected(1 + cuts)
             while len(seen) < 40:  # noqa: ASYNC110
                 await trio.sleep(1)
             await trio.sleep(120)
             nursery.cancel_scope.cancel()
         assert seen == expected
-        assert client.connections > 4
+        assert client.connections == 1 + cuts
+
+
+async def test_answers_that_a_program_does_not_take_are_limited_and_none_is_missed(homeserver: Server) -> None:
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    room_id = await create_room(alice, preset="public_chat")
+    await join(bob, room_id)
+    async with opened(homeserver, bob) as (client, _):
+        syncs = client.syncs()
+        await anext(syncs)
+        expected = [f"message {number}" for number in range(ANSWERS_WAITING_MAX + 10)]
+        for text in expected:
+            await send_text(alice, room_id, text)
+            await trio.testing.wait_all_tasks_blocked()
+        assert client.waiting == ANSWERS_WAITING_MAX
+        assert (await client.call("get_token_owner"))["user_id"] == bob.user_id
+        assert client.connections == 1
+        seen: list[str] = []
+        while len(seen) < len(expected):
+            rooms = (await anext(syncs))["rooms"]["join"]
+            seen += [event["content"]["body"] for event in rooms[room_id]["timeline"]["events"]]
+        assert seen == expected
+        assert client.connections == 2
 
 
 async def test_a_message_that_is_repeated_on_a_new_connection_is_sent_once(homeserver: Server) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -76,7 +75,7 @@ def run_import(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace, unit: str, act: Callable[[Any, Bar], Awaitable[None]]) -> int:
     from homeserver.portability.folders import ExportError
 
-    bar = Bar(unit, is_shown=not args.json and sys.stderr.isatty())
+    bar = Bar(unit, is_shown=not args.json)
 
     async def run(server: Any) -> None:
         try:

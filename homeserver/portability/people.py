@@ -17,7 +17,7 @@ from homeserver.portability.files import MediaWriter
 from homeserver.portability.folders import ExportError, NewFolder
 from homeserver.portability.rooms import encode_event
 from homeserver.resources import Resources
-from homeserver.rooms.figures import list_sent
+from homeserver.rooms.messages import list_sent
 from homeserver.users.inventory import INVENTORY, Personal
 
 ROWS_PER_READ = 2_000

@@ -1,6 +1,6 @@
 """What can be counted of events without reading what people say: the columns of their rows, and memberships.
 
-Only `count_joins` reads contents, and only those of member events.
+Only `list_entering` reads contents, and only those of member events.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 from homeserver.database import Transaction
 from homeserver.rooms.archive import reading
+from homeserver.rooms.archive.format import ORDERING, POSITION, ROOM, SENDER, STATE_KEY, TS, TYPE
 from homeserver.rooms.client_event import list_replaced
 from homeserver.rooms.envelope import event_key
-from homeserver.rooms.storage import ORDERING_SHIFT, StoredEvent, find_stored_at, list_stored
+from homeserver.rooms.storage import ORDERING_SHIFT, find_stored_at
 
 
 class Fact(NamedTuple):
@@ -49,9 +50,9 @@ def list_facts(tx: Transaction, since: int, upto: int) -> list[Fact]:
     if archived:
         known = {fact.position for fact in facts}
         facts += [
-            Fact(row[0], row[2], row[4], row[5] is not None, row[6], row[7])
+            Fact(row[POSITION], row[ROOM], row[TYPE], row[STATE_KEY] is not None, row[SENDER], row[TS])
             for row in reading.rows_at(tx, {*archived} - known)
-            if row[3] == row[0] << ORDERING_SHIFT
+            if row[ORDERING] == row[POSITION] << ORDERING_SHIFT
         ]
     return sorted(facts)
 
@@ -83,13 +84,3 @@ def list_sizes(tx: Transaction, since: int, upto: int) -> dict[int, RoomSize]:
         since, upto,
     )  # fmt: skip
     return {row[0]: RoomSize(int(row[1]), int(row[2]), int(row[3])) for row in rows}
-
-
-def list_sent(tx: Transaction, user_id: str, since: int, upto: int) -> list[StoredEvent]:
-    """Returns the events in timelines that a user has sent, in since < position ≤ upto, archived ones included."""
-    positions = tx.values(
-        "SELECT position FROM events WHERE position > ? AND position <= ? AND sender_nid = ? AND ordering IS NOT NULL",
-        since, upto, tx.find(user_id),
-    )  # fmt: skip
-    stored = list_stored(tx, {*positions, *reading.list_in_span(tx, since, upto)})
-    return [stored[position] for position in sorted(stored) if stored[position].sender == user_id]

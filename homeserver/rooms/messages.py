@@ -1,6 +1,7 @@
-"""The newest messages of a user's rooms, found without reading events. A message is an event that is not a state event.
+"""Messages: what counts as one, the newest ones of a user's rooms, and those that a user has sent.
 
-Rooms and users are numbers here, as in the rows.
+The newest ones are found without reading events. For them any event that is not a state event is a message, and rooms
+and users are numbers, as in the rows.
 """
 
 from __future__ import annotations
@@ -10,8 +11,14 @@ from typing import NamedTuple
 
 from homeserver.database import Transaction
 from homeserver.federation.identifiers import EventID
+from homeserver.rooms.archive import reading
 from homeserver.rooms.envelope import event_id_of_key
-from homeserver.rooms.storage import ORDERING_SHIFT
+from homeserver.rooms.storage import ORDERING_SHIFT, StoredEvent, list_stored
+
+MESSAGE_TYPES = frozenset(
+    {"m.room.message", "m.room.encrypted", "m.sticker", "m.poll.start", "org.matrix.msc3381.poll.start"}
+)
+"""The types of events by which people say something."""
 
 # Somebody who has written this many messages in a row is hardly waiting for what came before.
 EXAMINED_MAX = 1_000
@@ -76,3 +83,13 @@ def list_rooms_active_since(tx: Transaction, user_id: str, since: int) -> dict[i
         since,
     )
     return {int(room_nid): int(entered) for room_nid, entered in rows}
+
+
+def list_sent(tx: Transaction, user_id: str, since: int, upto: int) -> list[StoredEvent]:
+    """Returns the events in timelines that a user has sent, in since < position ≤ upto, archived ones included."""
+    positions = tx.values(
+        "SELECT position FROM events WHERE position > ? AND position <= ? AND sender_nid = ? AND ordering IS NOT NULL",
+        since, upto, tx.find(user_id),
+    )  # fmt: skip
+    stored = list_stored(tx, {*positions, *reading.list_in_span(tx, since, upto)})
+    return [stored[position] for position in sorted(stored) if stored[position].sender == user_id]

@@ -30,6 +30,7 @@ from homeserver.errors import invalid_param
 from homeserver.federation.canonical_json import INT_MAX
 from homeserver.federation.identifiers import RoomID, ServerName
 from homeserver.rooms.archive import reading
+from homeserver.rooms.archive.format import ORDERING
 from homeserver.rooms.storage import ORDERING_SHIFT, TimelineEvent, list_in_timeline, timeline_events
 
 _TOKEN = re.compile(
@@ -37,7 +38,6 @@ _TOKEN = re.compile(
     r"(?:~[0-9]{1,19}\.[0-9]{1,3})?",
     re.ASCII,
 )
-_ORDERING = 3  # the column of a row of `events`
 _BRIEFS_AT_ONCE = 1_000
 START = -(1 << 62)  # before every event
 END = 1 << 62  # after every event
@@ -146,7 +146,7 @@ def list_backwards(
         down_to,
         limit,
     )
-    low = down_to if len(rows) < limit else rows[-1][_ORDERING]
+    low = down_to if len(rows) < limit else rows[-1][ORDERING]
     archived = reading.rows_between(tx, room_nid, low, point, limit, forwards=False)
     return timeline_events(tx, _merge(rows, archived, limit, forwards=False) if archived else rows)
 
@@ -164,15 +164,15 @@ def list_forwards(tx: Transaction, room_id: RoomID, point: int, limit: int, up_t
         up_to,
         limit,
     )
-    high = up_to if len(rows) < limit else rows[-1][_ORDERING]
+    high = up_to if len(rows) < limit else rows[-1][ORDERING]
     archived = reading.rows_between(tx, room_nid, point, high, limit, forwards=True)
     return timeline_events(tx, _merge(rows, archived, limit, forwards=True) if archived else rows)
 
 
 def _merge(rows: list[Row], archived: list[Row], limit: int, *, forwards: bool) -> list[Row]:
     """Returns the first `limit` of both. An archived event that has a row again is the row."""
-    by_ordering = {row[_ORDERING]: row for row in archived}
-    by_ordering |= {row[_ORDERING]: row for row in rows}
+    by_ordering = {row[ORDERING]: row for row in archived}
+    by_ordering |= {row[ORDERING]: row for row in rows}
     return [by_ordering[ordering] for ordering in sorted(by_ordering, reverse=not forwards)[:limit]]
 
 

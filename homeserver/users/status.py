@@ -104,7 +104,7 @@ def describe(*, online: bool, last_active_ago: int, language: str) -> str:
 
 
 def read_statuses(
-    tx: Transaction, asker: UserID, user_ids: Iterable[UserID], now_ms: int, language: str
+    tx: Transaction, asker: UserID, user_ids: Iterable[UserID], language: str
 ) -> dict[UserID, Status | None]:
     """Returns the status of each user, None if the asker may not see it or nothing is known.
 
@@ -118,9 +118,9 @@ def read_statuses(
     present = {each.user_id for each in list_presences(tx, remote) if each.state != "offline"} if remote else set()
     timeout_ms = tx.server.config.presence.online_timeout_s * 1000
     for user_id, last_ms in find_last_heartbeats(tx, shown).items():
-        ago = max(0, now_ms - last_ms)
+        ago = max(0, tx.now_ms - last_ms)
         is_local = server_name_of(user_id) == tx.server.name
-        online = is_recent(last_ms, now_ms, timeout_ms) if is_local else user_id in present
+        online = is_recent(last_ms, tx.now_ms, timeout_ms) if is_local else user_id in present
         text = describe(online=online, last_active_ago=ago, language=language)
         statuses[user_id] = Status(online=online, last_active_ago=ago, text=text)
     return statuses

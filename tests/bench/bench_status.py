@@ -74,7 +74,7 @@ async def bench_statuses(people: int = 500) -> dict[str, Any]:
             note_heartbeat(hs, user_id)
 
         def read(tx: Transaction) -> int:
-            return sum(each is not None for each in read_statuses(tx, users[0], users, tx.now_ms, "en").values())
+            return sum(each is not None for each in read_statuses(tx, users[0], users, "en").values())
 
         return {"statuses_of_500_us": await measure(50, lambda _: hs.database.read(read))}
 

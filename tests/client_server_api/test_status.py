@@ -23,7 +23,7 @@ async def status_of(server: Server, person: Client | str, asker: Client, languag
     user_id = UserID(person if isinstance(person, str) else person.user_id)
 
     def read(tx: Transaction) -> Any:
-        return read_statuses(tx, asker.user_id, [user_id], tx.now_ms, language)[user_id]
+        return read_statuses(tx, asker.user_id, [user_id], language)[user_id]
 
     status: Status | None = await server.read(read)
     return status

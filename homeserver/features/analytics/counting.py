@@ -21,13 +21,11 @@ from homeserver.federation.identifiers import RoomID, ServerName, server_name_of
 from homeserver.rooms.figures import Fact, list_entering, list_facts
 from homeserver.rooms.heads import find_head
 from homeserver.rooms.membership import list_joined_servers
+from homeserver.rooms.messages import MESSAGE_TYPES
 from homeserver.users.figures import DAY_MS, DELIVERY, HOUR_MS, Peer, class_of
 from homeserver.users.readings import Reading, list_readings
 
 LATE_MS = DAY_MS
-MESSAGE_TYPES = frozenset(
-    {"m.room.message", "m.room.encrypted", "m.sticker", "m.poll.start", "org.matrix.msc3381.poll.start"}
-)
 # An encrypted call is an encrypted message like any other.
 CALL_TYPES = frozenset(
     {"m.call.invite", "m.rtc.notification", "org.matrix.msc4075.rtc.notification", "org.matrix.msc4075.call.notify"}

@@ -22,6 +22,7 @@ from homeserver.limits.users import FRIEND_EVENTS_SEARCHED_MAX, FRIEND_TEXT_CHAR
 from homeserver.rooms.bundles import shown_edits
 from homeserver.rooms.conversations import MemberPosition, RoomVersions, list_member_positions, list_versions
 from homeserver.rooms.membership import find_room_membership
+from homeserver.rooms.messages import MESSAGE_TYPES
 from homeserver.rooms.storage import (
     StoredEvent,
     TimelineEvent,
@@ -42,7 +43,6 @@ CARDS_CACHED_BYTES_MAX = 32 << 20
 """Some 30,000 friends."""
 _CARD_BYTES = 500
 """What a card takes besides its JSON."""
-MESSAGE_TYPES = frozenset({"m.room.message", "m.room.encrypted", "m.sticker", "m.poll.start"})
 
 
 class ListQuery(msgspec.Struct, frozen=True):
@@ -133,7 +133,7 @@ def _describe(
     """Returns the JSON of the friends, newest conversation first."""
     cards = _list_cards(tx, user_id, friends, versions, ignored)
     counts = _count(tx, user_id, versions, ignored)
-    statuses = read_statuses(tx, user_id, [each.user_id for each in friends], tx.now_ms, language)
+    statuses = read_statuses(tx, user_id, [each.user_id for each in friends], language)
     shown = []
     for friend, card in sorted(zip(friends, cards, strict=True), key=lambda each: each[1].position, reverse=True):
         counted = None if friend.room_id is None else counts.get(friend.room_id)

@@ -10,8 +10,8 @@ arrives. When the connection ends, it connects again after a pause that grows wi
 so that the clients of a server that restarts do not all come at once. It then goes on from the last answer that the
 program has taken: answers that arrived but were not taken are dropped, and come again. So no answer is seen twice, none
 is missed, and a program that stores `since` with its own data can go on from there in another process. The same happens
-if a program takes no answers for so long that ANSWERS_WAITING_MAX of them wait: the rest is dropped, and when it has
-taken those, the client connects again. So news that nobody takes cannot fill memory.
+if ANSWERS_WAITING_MAX of them wait for the program: the rest is dropped, and when it has taken those, the client
+connects again. So news that nobody takes cannot fill memory.
 
 A call that is under way when the connection ends is sent again if it may be repeated: messages have a transaction ID,
 so the server recognises the second one. Otherwise it raises ConnectionLost, because nobody knows whether it was

@@ -44,6 +44,18 @@ def list_statements() -> Iterator[tuple[str, str]]:
                 yield f"{path.relative_to(ROOT)}:{node.lineno}", node.value
 
 
+def test_no_statement_is_built_from_pieces() -> None:
+    """The tests below see literals only."""
+    built: list[str] = []
+    for path in sorted(ROOT.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr) and path.parent.name != "database":
+                text = "".join(str(part.value) for part in node.values if isinstance(part, ast.Constant))
+                if re.search(r"\b(SELECT|WHERE|ORDER BY|INSERT INTO|DELETE FROM)\b", text):
+                    built.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert built == []
+
+
 async def test_every_statement_runs_on_sqlite() -> None:
     def explain(tx: Transaction) -> list[str]:
         failures: list[str] = []

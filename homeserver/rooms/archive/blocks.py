@@ -116,11 +116,6 @@ def load_blocks(tx: Transaction, rows: Sequence[BlockRow]) -> list[Block]:
 
 # --- reads ---
 
-_SELECT = (
-    "SELECT block, room_nid, first_ordering, last_ordering, first_ts, last_ts, events, bytes, checksum, blob, sealed,"
-    " live_ts FROM archive_blocks"
-)
-
 
 def _to_rows(rows: Sequence[Row]) -> list[BlockRow]:
     return [BlockRow(*row) for row in rows]
@@ -128,46 +123,77 @@ def _to_rows(rows: Sequence[Row]) -> list[BlockRow]:
 
 def list_blocks(tx: Transaction, room_nid: int) -> list[BlockRow]:
     """Returns all blocks of a room, oldest first."""
-    return _to_rows(tx.all(f"{_SELECT} WHERE room_nid = ? ORDER BY first_ordering", room_nid))
+    rows = tx.all(
+        "SELECT block, room_nid, first_ordering, last_ordering, first_ts, last_ts, events, bytes, checksum, blob,"
+        " sealed, live_ts FROM archive_blocks WHERE room_nid = ? ORDER BY first_ordering",
+        room_nid,
+    )
+    return _to_rows(rows)
 
 
 def list_blocks_after(tx: Transaction, block: int, limit: int) -> list[BlockRow]:
     """Returns the first blocks of all rooms, in the order of their numbers, after `block`."""
-    return _to_rows(tx.all(f"{_SELECT} WHERE block > ? ORDER BY block LIMIT ?", block, limit))
+    rows = tx.all(
+        "SELECT block, room_nid, first_ordering, last_ordering, first_ts, last_ts, events, bytes, checksum, blob,"
+        " sealed, live_ts FROM archive_blocks WHERE block > ? ORDER BY block LIMIT ?",
+        block, limit,
+    )  # fmt: skip
+    return _to_rows(rows)
 
 
 def list_blocks_between(
     tx: Transaction, room_nid: int, low: int, high: int, limit: int, *, forwards: bool = False
 ) -> list[BlockRow]:
     """Returns the blocks that may have events with low < ordering ≤ high, newest first, or oldest if `forwards`."""
-    rows = tx.all(
-        f"{_SELECT} WHERE room_nid = ? AND first_ordering <= ? AND last_ordering > ?"
-        f" ORDER BY first_ordering {'' if forwards else 'DESC'} LIMIT ?",
-        room_nid, high, low, limit,
-    )  # fmt: skip
-    return _to_rows(rows)
+    sql = _SELECT_FORWARDS if forwards else _SELECT_BACKWARDS
+    return _to_rows(tx.all(sql, room_nid, high, low, limit))
+
+
+_SELECT_FORWARDS = """
+    SELECT block, room_nid, first_ordering, last_ordering, first_ts, last_ts, events, bytes, checksum, blob, sealed,
+    live_ts FROM archive_blocks
+    WHERE room_nid = ? AND first_ordering <= ? AND last_ordering > ? ORDER BY first_ordering LIMIT ?
+"""
+_SELECT_BACKWARDS = """
+    SELECT block, room_nid, first_ordering, last_ordering, first_ts, last_ts, events, bytes, checksum, blob, sealed,
+    live_ts FROM archive_blocks
+    WHERE room_nid = ? AND first_ordering <= ? AND last_ordering > ? ORDER BY first_ordering DESC LIMIT ?
+"""
 
 
 def list_blocks_at_time(tx: Transaction, room_nid: int, ts: int, limit: int, *, forwards: bool) -> list[BlockRow]:
     """Returns the blocks that have events at ≥ `ts` ("forwards") or ≤ `ts`, those with the nearest first."""
-    if forwards:
-        sql = f"{_SELECT} WHERE room_nid = ? AND last_ts >= ? ORDER BY first_ts LIMIT ?"
-    else:
-        sql = f"{_SELECT} WHERE room_nid = ? AND first_ts <= ? ORDER BY last_ts DESC LIMIT ?"
-    return _to_rows(tx.all(sql, room_nid, ts, limit))
+    return _to_rows(tx.all(_SELECT_LATER if forwards else _SELECT_EARLIER, room_nid, ts, limit))
+
+
+_SELECT_LATER = """
+    SELECT block, room_nid, first_ordering, last_ordering, first_ts, last_ts, events, bytes, checksum, blob, sealed,
+    live_ts FROM archive_blocks WHERE room_nid = ? AND last_ts >= ? ORDER BY first_ts LIMIT ?
+"""
+_SELECT_EARLIER = """
+    SELECT block, room_nid, first_ordering, last_ordering, first_ts, last_ts, events, bytes, checksum, blob, sealed,
+    live_ts FROM archive_blocks WHERE room_nid = ? AND first_ts <= ? ORDER BY last_ts DESC LIMIT ?
+"""
 
 
 def find_expiring_block(tx: Transaction, room_nid: int, before_ms: int) -> BlockRow | None:
     """Returns a block of the room with events from before a time that can expire, or None."""
-    rows = tx.all(f"{_SELECT} WHERE room_nid = ? AND live_ts < ? ORDER BY first_ordering LIMIT 1", room_nid, before_ms)
+    rows = tx.all(
+        "SELECT block, room_nid, first_ordering, last_ordering, first_ts, last_ts, events, bytes, checksum, blob,"
+        " sealed, live_ts FROM archive_blocks WHERE room_nid = ? AND live_ts < ? ORDER BY first_ordering LIMIT 1",
+        room_nid, before_ms,
+    )  # fmt: skip
     return next(iter(_to_rows(rows)), None)
 
 
 def list_expiring_blocks(tx: Transaction, room_nid: int, before_ms: int) -> list[BlockRow]:
     """Returns all such blocks."""
-    return _to_rows(
-        tx.all(f"{_SELECT} WHERE room_nid = ? AND live_ts < ? ORDER BY first_ordering", room_nid, before_ms)
-    )
+    rows = tx.all(
+        "SELECT block, room_nid, first_ordering, last_ordering, first_ts, last_ts, events, bytes, checksum, blob,"
+        " sealed, live_ts FROM archive_blocks WHERE room_nid = ? AND live_ts < ? ORDER BY first_ordering",
+        room_nid, before_ms,
+    )  # fmt: skip
+    return _to_rows(rows)
 
 
 def find_archived(tx: Transaction, keys: Collection[bytes]) -> dict[bytes, int]:
@@ -227,7 +253,12 @@ def list_stale(tx: Transaction) -> list[int]:
 
 def list_block_rows(tx: Transaction, blocks: Collection[int]) -> list[BlockRow]:
     """Returns the rows of those of the blocks that exist."""
-    return _to_rows(tx.all_in(f"{_SELECT} WHERE block IN (?*)", blocks)) if blocks else []
+    rows = tx.all_in(
+        "SELECT block, room_nid, first_ordering, last_ordering, first_ts, last_ts, events, bytes, checksum, blob,"
+        " sealed, live_ts FROM archive_blocks WHERE block IN (?*)",
+        blocks,
+    )
+    return _to_rows(rows)
 
 
 def get_block_rows(tx: Transaction, blocks: Collection[int]) -> list[BlockRow]:

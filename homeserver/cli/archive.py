@@ -7,7 +7,16 @@ import re
 import sys
 from typing import Any
 
-from homeserver.cli.output import CommandError, add_shared_arguments, ask, read_config, run_beside, tell, tell_table
+from homeserver.cli.output import (
+    CommandError,
+    add_shared_arguments,
+    ask,
+    find_room,
+    read_config,
+    run_beside,
+    tell,
+    tell_table,
+)
 from homeserver.cli.progress import Bar
 
 _AGE = re.compile(r"(\d{1,6})d?", re.ASCII)
@@ -58,7 +67,7 @@ def run_run(args: argparse.Namespace) -> int:
         if args.dry_run:
             moved = await estimate(hs, rooms, wanted)
         else:
-            bar = Bar("events", is_shown=not args.json and sys.stderr.isatty())
+            bar = Bar("events", is_shown=not args.json)
             moved = await archive(hs, rooms, wanted, bar.show)
             bar.end()
             await delete_leftovers(hs)
@@ -96,7 +105,7 @@ def run_purge(args: argparse.Namespace) -> int:
         if not args.yes and expected.rooms:
             ask(f"{_describe(expected)} will be deleted, for ever.")
         purged = Purged()
-        bar = Bar("messages", is_shown=not args.json and sys.stderr.isatty())
+        bar = Bar("messages", is_shown=not args.json)
 
         def show(count: int) -> None:
             bar.show(purged.events + count, expected.events)
@@ -178,12 +187,12 @@ async def _list_rooms(hs: Any, room_id: str | None) -> list[int]:
     return rooms
 
 
-async def _get_head(hs: Any, room_id: str) -> Any:
+async def _get_head(hs: Any, name: str) -> Any:
     from homeserver.rooms.heads import find_head
 
-    head = await hs.database.read(find_head, room_id)
+    head = await hs.database.read(find_head, await hs.database.read(find_room, name))
     if head is None:
-        raise CommandError(f"this server does not know the room {room_id}")
+        raise CommandError(f"this server does not know the room {name}")
     return head
 
 

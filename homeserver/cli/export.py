@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from homeserver.cli.output import CommandError, add_shared_arguments, read_config, run_beside, tell
+from homeserver.cli.output import CommandError, add_shared_arguments, find_room, read_config, run_beside, tell
 from homeserver.cli.progress import Bar
 
 
@@ -36,7 +36,7 @@ def run_room(args: argparse.Namespace) -> int:
     async def act(server: Any, bar: Bar) -> None:
         from homeserver.portability.rooms import export_room
 
-        room_id = await _find_room(server, args.room)
+        room_id = await server.resources.database.read(find_room, args.room)
         done = await export_room(server.resources, room_id, args.out, args.format, bar.show)
         bar.end()
         missing = f", {done['media_missing']} more are not on this server" if done["media_missing"] else ""
@@ -88,15 +88,3 @@ def _run(args: argparse.Namespace, unit: str, act: Callable[[Any, Bar], Awaitabl
     except CommandError:
         bar.end()
         raise
-
-
-async def _find_room(server: Any, name: str) -> str:
-    """Returns the ID of a room. Raises CommandError if an alias is unknown here."""
-    if not name.startswith("#"):
-        return name
-    from homeserver.rooms.aliases import find_alias
-
-    found = await server.resources.database.read(find_alias, name)
-    if found is None:
-        raise CommandError(f"there is no room {name} on this server")
-    return str(found[0])

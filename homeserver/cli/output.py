@@ -112,6 +112,21 @@ def run_beside(config: Any, act: Callable[[Any], Awaitable[None]]) -> int:
     return run_trio(main)
 
 
+def find_room(tx: Any, name: str) -> str:
+    """Returns the ID of a room, which may be given by an alias on this server. Raises CommandError for an unknown one.
+
+    Does not look whether the server knows the room.
+    """
+    from homeserver.rooms.aliases import find_alias
+
+    if not name.startswith("#"):
+        return name
+    found = find_alias(tx, name)
+    if found is None:
+        raise CommandError(f"there is no room {name} on this server")
+    return str(found[0])
+
+
 def read_config(args: argparse.Namespace) -> Any:
     """Reads the configuration file given by --config. Raises CommandError."""
     from homeserver.config import ConfigError, load_config

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from homeserver.cli.output import CommandError, add_shared_arguments, ask, read_config, run_beside, tell
+from homeserver.cli.output import add_shared_arguments, ask, find_room, read_config, run_beside, tell
 from homeserver.cli.progress import Bar
 
 
@@ -33,7 +33,7 @@ def run_forget_key(args: argparse.Namespace) -> int:
         from homeserver.features.search.feeding import remove_deleted
 
         hs = server.resources
-        room_id = await hs.database.read(_find_room, args.room)
+        room_id = await hs.database.read(find_room, args.room)
         if not args.yes:
             ask(f"Everything that this server stores of {room_id} becomes unreadable, for ever.")
         bar = Bar("changes", is_shown=not args.json)
@@ -53,14 +53,3 @@ def is_server_running(config: Any) -> bool:
 
     engine, _, path = database_url(config).partition(":")
     return engine != "sqlite" or is_served(path)
-
-
-def _find_room(tx: Any, name: str) -> str:
-    from homeserver.rooms.aliases import find_alias
-
-    if not name.startswith("#"):
-        return name
-    found = find_alias(tx, name)
-    if found is None:
-        raise CommandError(f"this server has no alias {name}")
-    return str(found[0])

@@ -45,6 +45,6 @@ def test_a_running_server_forgets_a_room_and_uses_a_new_master_key(tmp_path: Pat
 
 def test_a_room_that_is_not_known_is_not_forgotten(tmp_path: Path) -> None:
     config = write_config(tmp_path)
-    for name, said in (("!nothing:localhost", "knows no room"), ("#nothing:localhost", "no alias")):
+    for name, said in (("!nothing:localhost", "knows no room"), ("#nothing:localhost", "there is no room")):
         done = run("room", "forget-key", "--config", str(config), name, "--yes")
         assert done.returncode == 1 and said in done.stderr

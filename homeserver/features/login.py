@@ -9,7 +9,7 @@ import msgspec
 
 from homeserver import limits
 from homeserver.api.routes import Request, Routes
-from homeserver.authenticate import Requester, note_seen, read_token, unknown_token
+from homeserver.authenticate import Requester, note_seen
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, forbidden, missing_param
 from homeserver.feature import Feature, JsonObject
@@ -18,6 +18,7 @@ from homeserver.process.rate_limits import address_key
 from homeserver.resources import Resources
 from homeserver.users import accounts
 from homeserver.users.accounts import read_identifier
+from homeserver.users.application_services import get_service
 from homeserver.users.devices import check_device_id, log_in
 from homeserver.users.passwords import verify_password
 from homeserver.users.proof_tokens import LIFETIMES_MS, Purpose, create_proof, delete_proof, find_proven
@@ -169,12 +170,7 @@ def _create_login_token(tx: Transaction, requester: Requester, authentication: A
 
 async def _log_in_by_appservice(hs: Resources, body: LoginBody, request: Request) -> JsonObject:
     """Spec: client-server-api/#appservice-login"""
-    token = read_token(request)
-    if not token:
-        raise MatrixError(401, "M_MISSING_TOKEN", "This needs the token of an application service.")
-    service = hs.application_services.find_by_token(token)
-    if service is None:
-        raise unknown_token()
+    service = get_service(hs, request)
     user_id = read_identifier(hs.server_name, body.identifier, body.user)
     if not service.covers(user_id):
         raise accounts.exclusive(f"{user_id} is not in the namespace of this application service.")

@@ -14,7 +14,7 @@ import msgspec
 
 from homeserver import authenticate, limits
 from homeserver.api.routes import Request, Routes
-from homeserver.authenticate import AccountFlags, Requester
+from homeserver.authenticate import AccountFlags
 from homeserver.database import Schema, Step, Transaction
 from homeserver.errors import MatrixError, forbidden, invalid_param, missing_param
 from homeserver.feature import Feature, JsonObject
@@ -23,6 +23,7 @@ from homeserver.limits import Bucket
 from homeserver.moments import latest
 from homeserver.resources import Resources
 from homeserver.users import accounts
+from homeserver.users.application_services import get_service
 from homeserver.users.devices import check_device_id, log_in
 from homeserver.users.email_validation import delete_validation, email_stage
 from homeserver.users.passwords import check_new_password, hash_password, verify_password
@@ -116,13 +117,11 @@ class RegisterBody(msgspec.Struct, frozen=True):
 
 
 @routes.post("/_matrix/client/v3/register", rate_limit="registration")
-async def register(
-    hs: Resources, requester: Requester | None, query: RegisterQuery, body: RegisterBody, request: Request
-) -> JsonObject:
+async def register(hs: Resources, query: RegisterQuery, body: RegisterBody, request: Request) -> JsonObject:
     if query.kind == "guest":
         answer = await _register_guest(hs, body)
     elif body.type == "m.login.application_service":
-        answer = await _register_for_appservice(hs, requester, body)
+        answer = await _register_for_appservice(hs, body, request)
     else:
         answer = await _register_user(hs, body)
     if "device_id" in answer:
@@ -253,17 +252,14 @@ def _store_guest(tx: Transaction, user_id: UserID, body: RegisterBody) -> JsonOb
     return _answer(tx, user_id, body)
 
 
-async def _register_for_appservice(hs: Resources, requester: Requester | None, body: RegisterBody) -> JsonObject:
+async def _register_for_appservice(hs: Resources, body: RegisterBody, request: Request) -> JsonObject:
     """Spec: application-service-api/#server-admin-style-permissions"""
-    if requester is None:
-        raise MatrixError(401, "M_MISSING_TOKEN", "This needs the token of an application service.")
-    if requester.appservice is None:
-        raise authenticate.unknown_token()
+    service = get_service(hs, request)
     if body.username is None:
         raise invalid_param("An application service must give the username to register.")
     check_device_id(body.device_id)
     user_id = accounts.user_id_of(hs.server_name, body.username)
-    return await hs.database.write(_store_of_appservice, user_id, requester.appservice, body)
+    return await hs.database.write(_store_of_appservice, user_id, service.id, body)
 
 
 def _store_of_appservice(tx: Transaction, user_id: UserID, appservice: str, body: RegisterBody) -> JsonObject:

@@ -37,6 +37,7 @@ from homeserver.rooms.prepared import encode_events, list_prepared_state
 from homeserver.rooms.resolve import StateAt
 from homeserver.rooms.restricted import authorised_via
 from homeserver.rooms.storage import without_withheld
+from homeserver.users.application_services import TimestampQuery
 from homeserver.users.blocking import check_takes_invites
 from homeserver.users.presence import note_activity
 from homeserver.users.room_upgrades import carry_over
@@ -74,12 +75,19 @@ async def get_room_state_by_type(
     allow_suspended=True,
 )
 async def set_room_state_with_key(
-    hs: Resources, requester: Requester, room_id: RoomID, event_type: str, state_key: str, body: dict
+    hs: Resources,
+    requester: Requester,
+    room_id: RoomID,
+    event_type: str,
+    state_key: str,
+    query: TimestampQuery,
+    body: dict,
 ) -> JsonObject:
     # the user who authorises a join must be a local one that we choose, not the client
     if event_type == "m.room.member":
         body = {key: value for key, value in body.items() if key != "join_authorised_via_users_server"}
-    draft = Draft(room_id, requester.user_id, event_type, body, state_key=state_key)
+    sent_ms = query.origin_server_ts(requester)
+    draft = Draft(room_id, requester.user_id, event_type, body, state_key=state_key, origin_server_ts=sent_ms)
     is_own_leave = event_type == "m.room.member" and body.get("membership") == "leave" and state_key == draft.sender
     if not is_own_leave:
         check_not_suspended(requester)
@@ -99,9 +107,9 @@ async def set_room_state_with_key(
     allow_suspended=True,
 )
 async def set_room_state_by_type(
-    hs: Resources, requester: Requester, room_id: RoomID, event_type: str, body: dict
+    hs: Resources, requester: Requester, room_id: RoomID, event_type: str, query: TimestampQuery, body: dict
 ) -> JsonObject:
-    return await set_room_state_with_key(hs, requester, room_id, event_type, "", body)
+    return await set_room_state_with_key(hs, requester, room_id, event_type, "", query, body)
 
 
 def _list_state(tx: Transaction, room_id: RoomID, requester: Requester) -> orjson.Fragment:

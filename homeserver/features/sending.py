@@ -18,6 +18,7 @@ from homeserver.resources import Resources
 from homeserver.rooms.append import append_local
 from homeserver.rooms.storage import find_stored_by_id
 from homeserver.rooms.transaction_ids import find_txn, txn_id_stored
+from homeserver.users.application_services import TimestampQuery
 from homeserver.users.presence import note_activity
 
 routes = Routes()
@@ -34,9 +35,16 @@ class RedactBody(msgspec.Struct, frozen=True):
     allow_suspended=True,
 )
 async def send_message(
-    hs: Resources, requester: Requester, room_id: RoomID, event_type: str, txn_id: str, body: dict
+    hs: Resources,
+    requester: Requester,
+    room_id: RoomID,
+    event_type: str,
+    txn_id: str,
+    query: TimestampQuery,
+    body: dict,
 ) -> JsonObject:
-    draft = Draft(room_id, requester.user_id, event_type, body)
+    sent_ms = query.origin_server_ts(requester)
+    draft = Draft(room_id, requester.user_id, event_type, body, origin_server_ts=sent_ms)
     return {"event_id": await hs.database.write(send, requester, draft, txn_id, txn_id)}
 
 

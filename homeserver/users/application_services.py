@@ -8,8 +8,11 @@ devices. The answer is cached like that to a user's token, see `homeserver/authe
 
 from __future__ import annotations
 
+import msgspec
+
+from homeserver import limits
 from homeserver.api.routes import Request
-from homeserver.authenticate import Requester, TokenLookup, get_account_flags, hash_token
+from homeserver.authenticate import Requester, TokenLookup, get_account_flags, hash_token, read_token, unknown_token
 from homeserver.config import ApplicationService
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, forbidden, invalid_param
@@ -17,6 +20,20 @@ from homeserver.federation.identifiers import InvalidIdentifier, RoomAlias, User
 from homeserver.resources import Resources
 from homeserver.users.accounts import create_account, exclusive, find_user
 from homeserver.users.devices import find_device
+
+
+def get_service(hs: Resources, request: Request) -> ApplicationService:
+    """Returns the application service whose token the request has, whatever user it names.
+
+    Raises 401 M_MISSING_TOKEN or M_UNKNOWN_TOKEN. Spec: application-service-api/#server-admin-style-permissions
+    """
+    token = read_token(request)
+    if not token:
+        raise MatrixError(401, "M_MISSING_TOKEN", "This needs the token of an application service.")
+    service = hs.application_services.find_by_token(token)
+    if service is None:
+        raise unknown_token()
+    return service
 
 
 async def find_asserted(hs: Resources, token: str, request: Request) -> Requester | None:
@@ -85,3 +102,20 @@ def check_may_use_alias(hs: Resources, requester: Requester, alias: RoomAlias) -
     """Raises M_EXCLUSIVE if the alias belongs to an application service other than the one that makes the request."""
     if not hs.application_services.may_use_alias(alias, requester.appservice):
         raise exclusive(f"The alias {alias} is reserved for an application service.")
+
+
+class TimestampQuery(msgspec.Struct, frozen=True):
+    """ts: milliseconds since 1970, when an event happened on another network. Only application services may say so."""
+
+    ts: int | None = None
+
+    def origin_server_ts(self, requester: Requester) -> int:
+        """Returns the time of an event that the requester sends, 0 for now. Raises M_INVALID_PARAM.
+
+        Spec: application-service-api/#timestamp-massaging
+        """
+        if self.ts is None or requester.appservice is None:
+            return 0
+        if not 0 < self.ts <= limits.TIMESTAMP_MS_MAX:
+            raise invalid_param(f"ts must be from 1 to {limits.TIMESTAMP_MS_MAX}.")
+        return self.ts

@@ -32,6 +32,29 @@ async def test_it_registers_users_of_its_namespace_without_a_password(server: Se
     assert set(members) == {GHOST, alice.user_id}
 
 
+async def test_it_may_register_a_user_in_that_user_s_name(bot: Client) -> None:
+    """Libraries of bridges add `user_id` to every request, also to the one that makes the user."""
+    body = {"type": "m.login.application_service", "username": "irc_ghost"}
+    assert (await bot.ok("POST", f"register?user_id={GHOST}", json=body))["user_id"] == GHOST
+
+
+async def test_it_may_say_when_something_happened(server: Server, bot: Client) -> None:
+    alice = await server.register("alice")
+    room_id = (await bot.ok("POST", "createRoom", json={"preset": "public_chat"}))["room_id"]
+    await alice.ok("POST", f"join/{room_id}", json={})
+    text = {"msgtype": "m.text", "body": "hi"}
+    for client, expected in ((bot, True), (alice, False)):
+        sent = await client.ok("PUT", f"rooms/{room_id}/send/m.room.message/1?ts=1000000000000", json=text)
+        event = await alice.ok("GET", f"rooms/{room_id}/event/{sent['event_id']}")
+        assert (event["origin_server_ts"] == 1_000_000_000_000) is expected
+    topic = await bot.ok("PUT", f"rooms/{room_id}/state/m.room.topic?ts=1000000000001", json={"topic": "tea"})
+    event = await alice.ok("GET", f"rooms/{room_id}/event/{topic['event_id']}")
+    assert event["origin_server_ts"] == 1_000_000_000_001
+    for wrong in ("-1", "0", str(2**53)):
+        path = f"rooms/{room_id}/send/m.room.message/2?ts={wrong}"
+        assert await bot.refused("PUT", path, json=text) == (400, "M_INVALID_PARAM")
+
+
 async def test_it_may_act_as_nobody_else(server: Server, bot: Client) -> None:
     alice = await server.register("alice")
     for user_id, error in (

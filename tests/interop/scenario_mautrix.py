@@ -6,7 +6,7 @@ import json
 
 from tests.interop.clients import Client
 from tests.interop.programs import describe, run
-from tests.interop.servers import Server
+from tests.interop.servers import Server, bridge_registration
 from tests.interop.setup import MAUTRIX, mautrix_venv
 
 Sides = tuple[Server, Server]
@@ -24,3 +24,14 @@ def test_a_conversation_with_mautrix(organisations: Sides) -> None:
 
 def test_a_conversation_with_mautrix_and_synapse(sides: Sides) -> None:
     converse(*sides)
+
+
+def test_a_bridge_on_mautrix(organisations: Sides) -> None:
+    """Plays mautrix_client/bridge.py: a bridge of the first server, and people of both."""
+    here, there = organisations
+    plan = {
+        "people": describe(Client(here, "alice"), Client(there, "bob")),
+        "port": here.ports.bridge,
+        "registration": bridge_registration(here.ports),
+    }
+    run([str(mautrix_venv() / "bin" / "python"), str(MAUTRIX / "bridge.py"), json.dumps(plan)])

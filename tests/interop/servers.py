@@ -31,11 +31,12 @@ class ServerFailed(AssertionError):
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """Where one server is reached; `federation` is the relay's port and part of the server name."""
+    """Where one server is reached, and a bridge by it; `federation` is the relay's port and part of the server name."""
 
     client: int
     federation: int
     behind_relay: int
+    bridge: int
 
 
 class Program(Protocol):
@@ -72,7 +73,7 @@ class Server:
         self.folder = folder
         behind_relay = free_port()
         self.relay = Relay(behind_relay)
-        self.ports = Ports(free_port(), self.relay.port, behind_relay)
+        self.ports = Ports(free_port(), self.relay.port, behind_relay, free_port())
         self.server_name = f"{host}:{self.ports.federation}"
         self.url = f"http://127.0.0.1:{self.ports.client}"
         self._process: subprocess.Popen[bytes] | None = None
@@ -150,6 +151,7 @@ class OurProgram:
 
     def prepare(self, folder: Path, server_name: str, ports: Ports) -> None:
         (folder / "secret").write_text(SHARED_SECRET)
+        (folder / "bridge.yaml").write_text(json.dumps(bridge_registration(ports)))  # JSON is YAML
         (folder / "homeserver.toml").write_text(f"""
 server_name = "{server_name}"
 data_dir = "data"
@@ -186,6 +188,9 @@ allow_private_addresses = true
 [directory]
 require_login = false
 
+[application_services]
+files = ["bridge.yaml"]
+
 [log]
 level = "{os.environ.get("INTEROP_LOG_LEVEL", "info")}"
 """)
@@ -196,6 +201,24 @@ level = "{os.environ.get("INTEROP_LOG_LEVEL", "info")}"
 
     def ready_path(self) -> str:
         return "/_homeserver/health/ready"
+
+
+def bridge_registration(ports: Ports) -> dict[str, object]:
+    """A bridge whose users are @bridged_…"""
+    return {
+        "id": "bridge",
+        "url": f"http://127.0.0.1:{ports.bridge}",
+        "as_token": "the token of the bridge",
+        "hs_token": "the token of the homeserver",
+        "sender_localpart": "bridge",
+        "rate_limited": False,
+        "receive_ephemeral": True,
+        "namespaces": {
+            "users": [{"regex": "@bridged_.*", "exclusive": True}],
+            "aliases": [{"regex": "#bridged_.*", "exclusive": True}],
+            "rooms": [],
+        },
+    }
 
 
 class SynapseProgram:

@@ -110,7 +110,7 @@ class TimestampQuery(msgspec.Struct, frozen=True):
     ts: int | None = None
 
     def origin_server_ts(self, requester: Requester) -> int:
-        """Returns the time of an event that the requester sends, 0 for now. Raises M_INVALID_PARAM.
+        """Returns the time of an event that the requester sends; 0 stands for the present. Raises M_INVALID_PARAM.
 
         Spec: application-service-api/#timestamp-massaging
         """

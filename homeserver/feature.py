@@ -73,8 +73,8 @@ class SyncContext:
       `summary`.
     - `Feature.sync_always` adds what every answer includes but what alone does not cause an answer: `always` (top-level
       parts, such as the number of one-time keys), and in each room `unread_notifications` and
-      `unread_thread_notifications`. It is called after all news is known. `rooms_told` are the rooms that the answer
-      has by then; the counts of other rooms may be added too.
+      `unread_thread_notifications`. It is called after all news is known. `rooms_told` are the rooms of which the
+      answer has events or the state; the counts of other rooms may be added too.
 
     Everything that features add must follow from what is committed up to `upto`, and each change to it must wake the
     user or the room, by `tx.next_position(user_id)` or `tx.next_position(room_id)`: a quiet sync is answered without

@@ -77,8 +77,8 @@ async def find_requester(
         raise MatrixError(401, "M_MISSING_TOKEN", "This request needs an access token.")
     if len(token) > limits.ACCESS_TOKEN_CHARACTERS_MAX:
         raise unknown_token()
-    position = hs.stream.position
-    requester = await _requester_of(hs, token)
+    position, now_ms = hs.stream.position, hs.now_ms()
+    requester = await _requester_of(hs, token, now_ms)
     if requester is None and find_appservice is not None:
         requester = await find_appservice(hs, token, request)
     if requester is None:
@@ -87,7 +87,9 @@ async def find_requester(
     request.token_position = position
     request.confirm = partial(_confirm, hs, requester, position)
     if requester.device_id:
-        note_seen(hs, requester.user_id, requester.device_id, request)
+        note_seen(hs, requester.user_id, requester.device_id, request, now_ms)
+        if hs.config.presence.enabled:
+            hs.heartbeats.note(requester.user_id, now_ms)
     return requester
 
 
@@ -102,10 +104,10 @@ def read_token(request: Request) -> str | None:
     return given[0] if given else None
 
 
-async def _requester_of(hs: Resources, token: str) -> Requester | None:
+async def _requester_of(hs: Resources, token: str, now_ms: int) -> Requester | None:
     token_hash = hash_token(token)
     cache = hs.token_cache
-    found = cache.get(token_hash, hs.now_ms(), hs.stream.has_news)
+    found = cache.get(token_hash, now_ms, hs.stream.has_news)
     if found is None:
         position = hs.stream.position
         found = await hs.database.read(find_token, token_hash)
@@ -135,9 +137,9 @@ async def _confirm(hs: Resources, requester: Requester, position: int) -> None:
         await hs.database.read(check_device, requester)
 
 
-def note_seen(hs: Resources, user_id: UserID, device_id: str, request: Request) -> None:
+def note_seen(hs: Resources, user_id: UserID, device_id: str, request: Request, now_ms: int) -> None:
     """Notes when and from which address a device made a request. Its owner can see this."""
-    now_ms, ip, user_agent = hs.now_ms(), request.client_ip, (request.find_header(b"user-agent") or "")[:255]
+    ip, user_agent = request.client_ip, (request.find_header(b"user-agent") or "")[:255]
     last = hs.token_cache.last_seen(user_id, device_id)
     if last is None or not 0 <= now_ms - last.ts_ms < _SEEN_MS or (last.ip, last.user_agent) != (ip, user_agent):
         hs.token_cache.note_seen(user_id, device_id, Seen(now_ms, ip, user_agent))

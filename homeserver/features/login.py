@@ -70,7 +70,7 @@ async def login(hs: Resources, body: LoginBody, request: Request) -> JsonObject:
         _log_failure(body, request, error)
         raise
     hs.metrics.count(LOGINS_COUNTER, (("outcome", "accepted"),))
-    note_seen(hs, UserID(answer["user_id"]), answer["device_id"], request)
+    note_seen(hs, UserID(answer["user_id"]), answer["device_id"], request, hs.now_ms())
     if hs.config.public.serve_well_known:
         answer["well_known"] = hs.config.client_discovery()
     return answer

@@ -100,7 +100,7 @@ def _shown(tx: Transaction, requester: Requester, listed: Listed) -> JsonObject:
 
 
 def tell_counts(tx: Transaction, context: SyncContext) -> None:
-    """Adds the counts of all rooms in the answer, and of those whose counts have changed without an event.
+    """Adds the counts of rooms with events in the answer, and of those whose counts have changed without an event.
 
     The answer may lack a room that the user has read: the client need not ask for receipts.
     """

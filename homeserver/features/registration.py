@@ -125,7 +125,7 @@ async def register(hs: Resources, query: RegisterQuery, body: RegisterBody, requ
     else:
         answer = await _register_user(hs, body)
     if "device_id" in answer:
-        authenticate.note_seen(hs, answer["user_id"], answer["device_id"], request)
+        authenticate.note_seen(hs, answer["user_id"], answer["device_id"], request, hs.now_ms())
     return answer
 
 

@@ -218,7 +218,7 @@ class _Body:
 
 def is_page(path: str) -> bool:
     """Returns whether a path belongs to the pages for people, not to an operation."""
-    return not path.startswith(API_PREFIXES) or path == CHAT_PAGE or path.startswith(f"{CHAT_PAGE}/")
+    return not path.startswith(API_PREFIXES) or (path.startswith(CHAT_PAGE) and path[len(CHAT_PAGE) :][:1] in ("", "/"))
 
 
 def raw_path(scope: Scope) -> str:

@@ -171,6 +171,8 @@ class Dispatch:
 
     async def call(self, operation: Operation, request: Request, requester: Requester | None, path: list[Any]) -> Any:
         """Returns the handler's result, for transports that are not HTTP. `path`: decoded path arguments in order."""
+        if requester is not None and requester.device_id:
+            note_heartbeat(self.hs, requester.user_id)
         return await self._handle(operation, request, requester, None, path)
 
     def _check_size(self, request: Request) -> None:
@@ -269,8 +271,6 @@ class Dispatch:
         self, operation: Operation, request: Request, requester: Requester | None, origin: Any, path: list[Any]
     ) -> Any:
         plan, hs = operation.plan, self.hs
-        if requester is not None and requester.device_id:
-            note_heartbeat(hs, requester.user_id)
         arguments: list[Any] = []
         for source in plan.order:
             if isinstance(source, int):

@@ -64,7 +64,7 @@ class Http1Connection:
                 head = await self._read_head()
                 if head is None or self._is_gone:
                     return None  # the client has closed the connection, maybe in the middle of a request
-                if self._app.upgrade is not None and head.asks_for_websocket and head.path == WEBSOCKET_PATH:
+                if head.path == WEBSOCKET_PATH and self._app.upgrade is not None and head.asks_for_websocket:
                     proceed = await self._agree(head, self._app.upgrade)
                     if proceed is not None:
                         return proceed

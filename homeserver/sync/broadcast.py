@@ -162,13 +162,18 @@ class _Span:
     def _list_parts(self, listener: Listener, room_id: RoomID, counts: dict[RoomID, JsonObject]) -> list[bytes] | None:
         """Returns the parts of a room's entry, and adds its counts to `counts`; None if the engine must answer."""
         parts: list[bytes] = []
-        recount: Callable[[UserID, JsonObject], JsonObject | None] | None = None
         if room_id in self._rooms:
             shared = self._find_shared(listener, room_id)
             if shared is None or not self._is_for(listener, room_id, shared):
                 return None
             parts.append(shared.messages.parts)
-            recount = shared.recount
+            if shared.recount is not None:
+                before = listener.counts.get(room_id)
+                count = None if before is None else shared.recount(listener.request.user_id, before)
+                if count is None:
+                    return None
+                counts[room_id] = count
+                parts.append(b'"unread_notifications":' + to_json(count))
         if room_id in self._shares:
             if not listener.request.filter.room.ephemeral.accepts_all:
                 return None
@@ -180,15 +185,6 @@ class _Span:
                 events += found
             if events:
                 parts.append(b'"ephemeral":{"events":[%b]}' % b",".join(events))
-        if not parts or self._sections.recount is None:
-            return parts
-        count = listener.counts.get(room_id)
-        if count is not None and recount is not None:
-            count = recount(listener.request.user_id, count)
-        if count is None:
-            return None
-        counts[room_id] = count
-        parts.append(b'"unread_notifications":' + to_json(count))
         return parts
 
     def _find_shared(self, listener: Listener, room_id: RoomID) -> _Shared | None:

@@ -304,10 +304,10 @@ def compute(
     )
     if not _has_only_messages(tx, context):
         add_sections(tx, sections.news, context, around_damage=around_damage)
+    context.rooms_told = frozenset(rooms.join)
     body = _body(request, rooms, context)
     has_news = bool(body)
     if sections.always:
-        context.rooms_told = frozenset(rooms.join)
         add_sections(tx, sections.always, context, around_damage=around_damage)
         _add_counts(body, rooms, context)
     keys = {request.user_id, *(each.room_id for each in memberships if each.membership == "join")}

@@ -30,10 +30,7 @@ def names_of_module(tree: ast.Module) -> set[str]:
 def changes(function: ast.AST, names: set[str]) -> Iterator[tuple[int, str]]:
     """Yields the places where a function changes one of the module's names."""
     local = {
-        target.id
-        for node in ast.walk(function)
-        for target in ast.walk(node)
-        if isinstance(target, ast.Name) and isinstance(target.ctx, ast.Store)
+        target.id for target in ast.walk(function) if isinstance(target, ast.Name) and isinstance(target.ctx, ast.Store)
     } | {arg.arg for node in ast.walk(function) if isinstance(node, ast.arguments) for arg in all_arguments(node)}
     for node in ast.walk(function):
         if isinstance(node, ast.Global):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ast
-import io
 import re
-import tokenize
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -136,6 +134,11 @@ THEORY = (
 )
 
 
+STRING_OR_COMMENT = re.compile(
+    r"""\"{3}(?:\\.|[^\\])*?\"{3}|'{3}(?:\\.|[^\\])*?'{3}|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|\#[^\n]*""", re.DOTALL
+)
+
+
 def paragraphs(source: Source) -> Iterator[tuple[int, str]]:
     """Line and text of every docstring and every block of comments, on one line each."""
     for node in ast.walk(source.tree):
@@ -143,19 +146,29 @@ def paragraphs(source: Source) -> Iterator[tuple[int, str]]:
             yield node.lineno, " ".join(node.value.value.split())
     block: list[str] = []
     begin = last = 0
-    for token in tokenize.generate_tokens(io.StringIO(source.text).readline):
-        if token.type != tokenize.COMMENT:
-            continue
-        is_whole_line = token.line.strip() == token.string
-        if block and (not is_whole_line or token.start[0] != last + 1):
+    for line, comment, is_whole_line in comments(source.text):
+        if block and (not is_whole_line or line != last + 1):
             yield begin, " ".join(block)
             block = []
         if not block:
-            begin = token.start[0]
-        block.append(token.string.lstrip("# "))
-        last = token.start[0]
+            begin = line
+        block.append(comment.lstrip("# "))
+        last = line
     if block:
         yield begin, " ".join(block)
+
+
+def comments(text: str) -> Iterator[tuple[int, str, bool]]:
+    """Line and text of every comment, and whether it has the line to itself. Strings are matched to be left out.
+
+    The module tokenize finds the same, and takes ten times as long.
+    """
+    line = at = 0
+    for match in STRING_OR_COMMENT.finditer(text):
+        if match.group().startswith("#"):
+            line += text.count("\n", at, match.start())
+            at = match.start()
+            yield line + 1, match.group(), not text[text.rfind("\n", 0, at) + 1 : at].strip()
 
 
 SOURCES = python_files(*PACKAGES, "tests", ".ci")

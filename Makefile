@@ -41,10 +41,11 @@ venv venv-test:
 LINT := $(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports --no-cache
 
 ifeq ($(strip $(ARGS)),)
+# One worker more than the two cores that this is meant for: tests that start programs spend much of their time waiting.
 # Lint runs beside the tests, and prints when it has ended. The first failure of either fails the goal, after both.
 test: venv-test
 	@(said=$$( ($(LINT)) 2>&1 ); status=$$?; printf '\nmake lint:\n%s\n' "$$said"; exit $$status) & \
-	$(BIN)/python -m pytest -n 2 --dist worksteal --cov=homeserver.federation --cov-report=term-missing:skip-covered --cov-fail-under=99; \
+	$(BIN)/python -m pytest -n 3 --dist worksteal --cov=homeserver.federation --cov-report=term-missing:skip-covered --cov-fail-under=99; \
 	tests=$$?; wait $$!; lint=$$?; \
 	[ $$lint = 0 ] || echo "make lint failed, see above."; \
 	exit $$((tests || lint))

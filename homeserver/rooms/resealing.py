@@ -16,7 +16,7 @@ from homeserver.database.compression import decompress
 from homeserver.limits import EVENT_CONTENT_BYTES_MAX
 from homeserver.process.sealing import is_sealed
 from homeserver.rooms.archive.blocks import count_unsealed, note_unsealed
-from homeserver.rooms.keys import room_key
+from homeserver.rooms.keys import find_forgotten, room_key
 from homeserver.rooms.media_references import note_references
 from homeserver.rooms.sealed_rows import seal_row, seal_stripped
 
@@ -33,10 +33,10 @@ def note_setting(tx: Transaction) -> None:
             since = position if position < upto else tx.position
             tx.run("UPDATE sealing_backlog SET plain_since = ? WHERE id = 1", since)
     elif plain_since is not None:
-        tx.run(
-            "UPDATE sealing_backlog SET position = ?, upto = ?, plain_since = NULL WHERE id = 1",
-            min(position, plain_since), tx.position,
-        )  # fmt: skip
+        since = min(position, plain_since)
+        if tx.one("SELECT 1 FROM events WHERE position > ? LIMIT 1", since) is None:
+            since = tx.position  # nothing was stored meanwhile, as in a new database
+        tx.run("UPDATE sealing_backlog SET position = ?, upto = ?, plain_since = NULL WHERE id = 1", since, tx.position)
     if tx.server.config.at_rest.archive:
         note_unsealed(tx)
 
@@ -75,9 +75,13 @@ def store_sealed(tx: Transaction) -> tuple[int, int]:
         position, upto, EVENTS_PER_WRITE,
     )  # fmt: skip
     message_nid = tx.find("m.room.message")
+    forgotten = {room_nid for room_nid in {row[1] for row in rows} if find_forgotten(tx, room_nid) is None}
     for at, room_nid, key, packed, content, ts, type_nid, state_key_nid in rows:
         message_ts = ts if type_nid == message_nid and state_key_nid is None else None
-        _store_one(tx, at, room_nid, bytes(key), bytes(packed), bytes(content), message_ts)
+        if not is_sealed(content := bytes(content)):  # otherwise its references were noted when it was stored
+            note_references(tx, room_nid, decompress(content, EVENT_CONTENT_BYTES_MAX), message_ts)
+            if room_nid not in forgotten:  # the room's next key must not seal what is being forgotten
+                _store_one(tx, at, room_nid, bytes(key), bytes(packed), content)
     position = rows[-1][0] if len(rows) == EVENTS_PER_WRITE else upto
     if position == upto:
         _store_stripped(tx)
@@ -85,12 +89,7 @@ def store_sealed(tx: Transaction) -> tuple[int, int]:
     return position, upto
 
 
-def _store_one(
-    tx: Transaction, position: int, room_nid: int, key: bytes, packed: bytes, content: bytes, message_ts: int | None
-) -> None:
-    if is_sealed(content):
-        return  # its references were noted when it was stored
-    note_references(tx, room_nid, decompress(content, EVENT_CONTENT_BYTES_MAX), message_ts)
+def _store_one(tx: Transaction, position: int, room_nid: int, key: bytes, packed: bytes, content: bytes) -> None:
     if tx.server.config.at_rest.events:
         tx.run(
             "UPDATE events SET envelope = ?, content = ? WHERE position = ?",

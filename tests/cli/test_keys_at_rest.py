@@ -25,6 +25,7 @@ def test_a_running_server_forgets_a_room_and_uses_a_new_master_key(tmp_path: Pat
         assert alice.find("kettle") == ["the kettle"]
         before = ran(config, "keys", "status")
         assert (before["rooms"], before["forgotten"], before["replaced"]) == (1, 0, {})
+        assert before["waiting"] == {"events": 0, "files": 0, "blocks": 0}
         new = ran(config, "keys", "rotate")
         assert new["master_key"] != before["master_key"] and not new["has_old_key"]
         alice.say("the other kettle", "2")

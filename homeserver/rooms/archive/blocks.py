@@ -321,8 +321,10 @@ def note_stale(tx: Transaction, position: int) -> None:
 
 def note_unsealed(tx: Transaction) -> None:
     """Notes that all blocks that are not sealed are to be rewritten."""
-    tx.run("INSERT INTO archive_stale (block) SELECT block FROM archive_blocks WHERE sealed = 0 ON CONFLICT DO NOTHING")
-    tx.next_position(STALE_KEY)
+    if tx.run(
+        "INSERT INTO archive_stale (block) SELECT block FROM archive_blocks WHERE sealed = 0 ON CONFLICT DO NOTHING"
+    ):
+        tx.next_position(STALE_KEY)
 
 
 def count_unsealed(tx: Transaction) -> int:

@@ -10,13 +10,14 @@ signed by this server, at its original time, by a user of this server:
 
 What the event was is in its content, `org.homeserver.imported`: `sender` and `event_id`. Relations and files are
 changed to those of the new room. The user who made the room, the keeper, sends its state. During the import everyone
-may enter and speak; at the end the room gets the power levels, join rules, and so on of the exported room.
+may enter and speak; at the end the room gets the power levels, join rules, bans, and so on of the exported room, see
+`restoring.py`.
 
     checked    the whole folder is read: checksums, names, every line. Nothing is written before that
     files      each is stored under a URI that follows from the folder and its old URI, unless it is there already
     begun      one write makes the room and stores how far the import is
     lines      a write appends some events and stores how far the import is
-    done       one write restores the rules of the room
+    done       one write restores the rules, bans, invites and aliases of the room
 
 Each step may be repeated and each write is whole, so after an interruption the same command goes on, and nothing comes
 twice. Imported events are history: they notify nobody and are not counted as activity. An event that cannot be valid
@@ -41,7 +42,8 @@ from homeserver.federation.identifiers import InvalidIdentifier, ServerName, par
 from homeserver.federation.room_versions import ROOM_VERSIONS
 from homeserver.federation.signing import verify_json
 from homeserver.portability.folders import ExportError, OldFolder
-from homeserver.portability.replaying import Line, Replay, begin_room, finish_room, new_media_id
+from homeserver.portability.replaying import Line, Replay, begin_room, new_media_id
+from homeserver.portability.restoring import finish_room, is_restored
 from homeserver.portability.schema import Progress, find_progress, store_progress
 from homeserver.remote.identity import list_old_keys
 from homeserver.resources import Resources
@@ -76,9 +78,8 @@ async def import_room(hs: Resources, path: Path, tell: Tell) -> dict[str, Any]:
         progress = await hs.database.write(_append, replay, batch, progress)
         tell(progress.lines, total)
     if not progress.is_done:
-        state = [Line.parse(STATE, number, value) for number, value in enumerate(folder.lines(STATE), 1)]
-        rules = [line for line in state if line.type in Replay.RULES]
-        progress = await hs.database.write(_finish, replay, rules, progress)
+        state = (Line.parse(STATE, number, value) for number, value in enumerate(folder.lines(STATE), 1))
+        progress = await hs.database.write(_finish, replay, [*filter(is_restored, state)], progress)
     counts = {"events": progress.appended, "left_out": progress.left_out}
     return {"room_id": progress.room_id, **counts, "own_senders": is_own}
 
@@ -191,9 +192,9 @@ def _append(tx: Transaction, replay: Replay, lines: Sequence[Line], progress: Pr
     return after
 
 
-def _finish(tx: Transaction, replay: Replay, rules: Sequence[Line], progress: Progress) -> Progress:
+def _finish(tx: Transaction, replay: Replay, state: Sequence[Line], progress: Progress) -> Progress:
     _check_current(tx, replay, progress)
-    finish_room(tx, replay, progress.room_id, progress.keeper, rules)
+    finish_room(tx, replay, progress.room_id, progress.keeper, state)
     after = progress._replace(is_done=True)
     store_progress(tx, replay.folder, after)
     return after

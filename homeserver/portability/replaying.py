@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -17,10 +16,9 @@ from homeserver.federation.event import Event
 from homeserver.federation.identifiers import InvalidIdentifier, RoomID, UserID, parse_user_id
 from homeserver.federation.room_versions import RoomVersion
 from homeserver.portability.folders import ExportError
-from homeserver.portability.schema import delete_imported, find_imported, store_imported
+from homeserver.portability.schema import find_imported, store_imported
 from homeserver.portability.senders import get_sender
 from homeserver.rooms.append import append_create, append_local, choose_room_id
-from homeserver.rooms.heads import get_head
 from homeserver.rooms.membership import find_membership
 from homeserver.rooms.power import initial_levels
 
@@ -183,42 +181,6 @@ def begin_room(tx: Transaction, replay: Replay, version: RoomVersion, creator: s
     ):
         append_local(tx, Draft(create.room_id, keeper, event_type, state, state_key=state_key), is_history=True)
     return create.room_id, keeper
-
-
-def finish_room(tx: Transaction, replay: Replay, room_id: RoomID, keeper: UserID, rules: Sequence[Line]) -> None:
-    """Restores the rules of the exported room. A room without join rules of its own is for invited people."""
-    contents = {line.type: line.content for line in rules}
-    contents.setdefault("m.room.join_rules", {"join_rule": "invite"})
-    last = "m.room.power_levels"  # it may ask for more power than the keeper has
-    for event_type in (*sorted(contents.keys() - {last}), *(contents.keys() & {last})):
-        content = contents[event_type]
-        if event_type == last:
-            content = _levels(tx, replay, room_id, keeper, content)
-        try:
-            append_local(tx, Draft(room_id, keeper, event_type, content, state_key=""), is_history=True)
-        except MatrixError:  # invalid rules, such as levels that are words, change nothing
-            continue
-    delete_imported(tx, room_id)
-
-
-def _levels(
-    tx: Transaction, replay: Replay, room_id: RoomID, keeper: UserID, content: dict[str, Any]
-) -> dict[str, Any]:
-    """Returns power levels with the senders of the new room."""
-    listed = content.get("users")
-    if not isinstance(listed, dict):
-        return content
-    users: dict[UserID, Any] = {}
-    for exported, level in listed.items():
-        try:
-            users[get_sender(tx, parse_user_id(exported), is_own=replay.is_own)] = level
-        except InvalidIdentifier:
-            continue
-    if get_head(tx, room_id).version.creators_privileged:
-        users.pop(keeper, None)
-    else:
-        users[keeper] = 100
-    return {**content, "users": users}
 
 
 def _send(tx: Transaction, draft: Draft, line: Line) -> Event:

@@ -298,3 +298,35 @@ async def test_archived_history_is_exported_and_imported_like_the_rest(federatio
     expected = texts_of(await history(a, done["room_id"]))
     await archive_all(a.hs)
     assert texts_of(await history(a, done["room_id"])) == expected
+
+
+async def test_bans_invites_and_aliases_come_back(federation: Federation, tmp_path: Path) -> None:
+    a, b, alice, bob = await federation.start_two()
+    carol, dave = await a.register("carol"), await a.register("dave")
+    room_id = await create_room(alice, preset="public_chat", name="Kitchen", room_alias_name="kitchen")
+    await join(carol, room_id, a.name)
+    for banned in (carol.user_id, "@mallory:evil.example"):
+        await alice.ok("POST", f"rooms/{room_id}/ban", json={"user_id": banned, "reason": "noise"})
+    for invited in (dave.user_id, bob.user_id):
+        await alice.ok("POST", f"rooms/{room_id}/invite", json={"user_id": invited})
+    await export_room(a.hs, room_id, tmp_path / "out", "json", nothing)
+    done = {server.name: (await import_room(server.hs, tmp_path / "out", nothing))["room_id"] for server in (a, b)}
+    own = {each["state_key"]: each["content"] for each in await state_of(a, alice, done[a.name], "m.room.member")}
+    assert {user: content["membership"] for user, content in own.items()} == {
+        alice.user_id: "join", carol.user_id: "ban", "@mallory:evil.example": "ban", dave.user_id: "invite",
+    }  # fmt: skip
+    assert own[carol.user_id]["reason"] == "noise"
+    await join(dave, done[a.name], a.name)
+    assert await carol.refused("POST", f"join/{done[a.name]}", json={}) == (403, "M_FORBIDDEN")
+    assert await state_of(a, alice, done[a.name], "m.room.canonical_alias") == [], "the old room still has it"
+    elsewhere = {each["type"]: each["content"] for each in await history(b, done[b.name])}
+    assert elsewhere["m.room.canonical_alias"] == {"alias": f"#kitchen:{b.name}"}
+    assert (await bob.ok("GET", f"directory/room/%23kitchen:{b.name}"))["room_id"] == done[b.name]
+    memberships = [
+        each["content"]["membership"] for each in await history(b, done[b.name]) if "membership" in each["content"]
+    ]
+    assert "invite" not in memberships and memberships.count("ban") == 2
+
+
+async def state_of(server: Server, client: Client, room_id: str, kind: str) -> list[dict[str, Any]]:
+    return [each for each in await client.ok("GET", f"rooms/{room_id}/state") if each["type"] == kind]

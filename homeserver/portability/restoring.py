@@ -4,7 +4,7 @@ Theory of operation. All of it is one write, after the history: until then every
 first, then invites and aliases, then the rules, because these may take the keeper's power away. What is not valid in
 the new room is left out.
 
-- Bans are of the exported user IDs, whoever they belong to: no placeholder can enter a room anyway.
+- Bans are of the exported user IDs, also those of other servers: no placeholder can enter a room anyway.
 - Invites are only those of users of this server, in a folder that this server has signed: others cannot have been
   invited to a room that they have never heard of.
 - An alias becomes one of this server, with the same name, unless another room has it.

@@ -15,7 +15,7 @@ import trio
 from homeserver.api.routes import Routes
 from homeserver.authenticate import Requester, check_admin
 from homeserver.blobs import BlobError
-from homeserver.database import Transaction
+from homeserver.database import DatabaseDamaged, Transaction
 from homeserver.errors import not_found
 from homeserver.feature import Feature, JsonObject, Worklist
 from homeserver.federation.identifiers import RoomID
@@ -91,13 +91,16 @@ async def archive_forever(hs: Resources) -> None:
 async def expire_old(hs: Resources) -> None:
     """Deletes messages that are older than their rooms keep them."""
     for room_nid in await hs.database.read(list_rooms):
-        before_ms = await hs.database.read(find_deadline, room_nid)
-        if before_ms is not None:
-            purged = Purged()
-            await purge_room(hs, room_nid, before_ms, purged)
-            if purged.rooms:
-                found = {"room_nid": room_nid, "events": purged.events, "files": purged.files}
-                _log.info("old messages were deleted", extra=found)
+        purged = Purged()
+        try:
+            before_ms = await hs.database.read(find_deadline, room_nid)
+            if before_ms is not None:
+                await purge_room(hs, room_nid, before_ms, purged)
+        except DatabaseDamaged as error:  # the other rooms have deadlines, too
+            _log.error("old messages are not deleted", extra={"room_nid": room_nid, "damage": str(error)})
+        if purged.rooms:
+            found = {"room_nid": room_nid, "events": purged.events, "files": purged.files}
+            _log.info("old messages were deleted", extra=found)
 
 
 async def purge_room(

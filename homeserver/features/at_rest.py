@@ -24,6 +24,7 @@ from homeserver.rooms.forgetting import (
     note_forgotten,
 )
 from homeserver.rooms.resealing import is_any_left, note_setting, store_sealed
+from homeserver.rooms.timeline import START
 
 _PAUSE_S = 0.05  # between writes of which nobody waits for the end
 
@@ -39,8 +40,9 @@ async def forget_room(hs: Resources, room_id: RoomID, tell: Callable[[int, int],
 
 
 async def _go_on(hs: Resources, room_nid: int, tell: Callable[[int, int], object]) -> None:
-    while await hs.database.write(forget_block, room_nid):
-        pass
+    block_end: int | None = START
+    while block_end is not None:
+        block_end = await hs.database.write(forget_block, room_nid, block_end)
     reached, upto = 0, 1
     while reached < upto:
         reached, upto = await hs.database.write(forget_events, room_nid)

@@ -6,18 +6,27 @@ found again by the next run. `retention.py` says what becomes of a message.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from homeserver.database import Row, Transaction
+from homeserver.database import DatabaseDamaged, Row, Transaction
 from homeserver.database.compression import as_it_is
 from homeserver.rooms.archive.block import Block
-from homeserver.rooms.archive.blocks import find_expiring_block, list_block_rows, list_expiring_blocks, load_block
+from homeserver.rooms.archive.blocks import (
+    BlockRow,
+    find_expiring_block,
+    list_block_rows,
+    list_expiring_blocks,
+    load_block,
+)
 from homeserver.rooms.archive.format import CONTENT
 from homeserver.rooms.archiving import Archivist, Plan, make_plan, move
 from homeserver.rooms.retention import EXPIRED_PER_WRITE, expire_rows
 from homeserver.rooms.storage import can_expire, count_expiring, list_expiring, list_rows, stored_events
 from homeserver.rooms.timeline import START
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -31,14 +40,11 @@ class Purged:
     file_bytes: int = 0
 
 
-def find_expiry(tx: Transaction, room_nid: int, before_ms: int) -> Plan | None:
-    """Returns how the next block is rewritten in which messages have expired; None if there is none."""
-    row = find_expiring_block(tx, room_nid, before_ms)
-    if row is None:
-        return None
+def find_expiry(tx: Transaction, row: BlockRow, before_ms: int) -> Plan | None:
+    """Returns how a block is rewritten in which messages have expired; None while its room is being forgotten."""
     block = load_block(tx, row)
     rows = [(*each[:CONTENT], as_it_is(each[CONTENT])) for each in _list_expiring_in(tx, block, before_ms)]
-    return make_plan(tx, room_nid, list_rows(tx, block.positions, archived=False), [row], stored_events(tx, rows))
+    return make_plan(tx, row.room_nid, list_rows(tx, block.positions, archived=False), [row], stored_events(tx, rows))
 
 
 def _list_expiring_in(tx: Transaction, block: Block, before_ms: int) -> list[Row]:
@@ -49,7 +55,8 @@ def _list_expiring_in(tx: Transaction, block: Block, before_ms: int) -> list[Row
 async def expire(
     hs: Archivist, room_nid: int, before_ms: int, tell: Callable[[int], object] = lambda count: None
 ) -> tuple[int, int]:
-    """Reduces all messages of a room that are older than a time. tell(count): called after each write.
+    """Reduces all messages of a room that are older than a time, except those of lost blocks. tell(count): called after
+    each write.
 
     Returns how many, and how many bytes their contents took.
     """
@@ -59,7 +66,16 @@ async def expire(
         count, text_bytes, after = count + expired, text_bytes + size_bytes, expiring[-1]
         tell(count)
     async with hs.database.hold("archive"):
-        while plan := await hs.database.read(find_expiry, room_nid, before_ms):
+        block_start = START
+        while row := await hs.database.read(find_expiring_block, room_nid, before_ms, block_start):
+            try:
+                plan = await hs.database.read(find_expiry, row, before_ms)
+            except DatabaseDamaged as error:
+                _log.error("old messages are not deleted", extra={"room_nid": room_nid, "damage": str(error)})
+                block_start = row.first_ordering
+                continue
+            if plan is None:
+                break
             if await move(hs, plan):
                 count += len(plan.expired)
                 text_bytes += sum(len(event.content_json) for event in plan.expired)

@@ -22,11 +22,12 @@ servers on other nodes empty their caches, and the search index removes the room
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import orjson
 
-from homeserver.database import Transaction
+from homeserver.database import DatabaseDamaged, Transaction
 from homeserver.errors import not_found
 from homeserver.federation.event import trusted_event
 from homeserver.federation.identifiers import RoomID, UserID
@@ -39,13 +40,15 @@ from homeserver.rooms.keys import forget_old_keys, set_out_of_use
 from homeserver.rooms.membership import replace_stripped
 from homeserver.rooms.relations import forget_relations
 from homeserver.rooms.rewrites import note_rewrite
-from homeserver.rooms.sealed_rows import open_stripped
-from homeserver.rooms.storage import list_stored, replace_content
-from homeserver.rooms.timeline import END, START
+from homeserver.rooms.sealed_rows import open_stripped, pack_reduced
+from homeserver.rooms.storage import StoredEvent, list_stored, replace_content
+from homeserver.rooms.timeline import END
 from homeserver.rooms.versions import get_room_version
 
 FORGOTTEN = "forgotten-rooms"
 """The stream key that is woken when a room is forgotten."""
+
+_log = logging.getLogger(__name__)
 
 # A room must not become less safe: no client may take it for unencrypted, and no banned server may come back.
 _KEPT_WHOLE = frozenset({"m.room.encryption", "m.room.server_acl"})
@@ -73,19 +76,29 @@ def note_forgetting(tx: Transaction, room_id: RoomID) -> int:
     return room_nid
 
 
-def forget_block(tx: Transaction, room_nid: int) -> bool:
-    """Redacts the events of an archived block, which ends. Returns False if there is none."""
-    rows = list_blocks_between(tx, room_nid, START, END, 1, forwards=True)
+def forget_block(tx: Transaction, room_nid: int, after: int) -> int | None:
+    """Redacts the events of the first archived block after an ordering. The block ends. Returns the block's last
+    ordering, None if there is no block.
+
+    A block that is lost or damaged cannot be redacted, and must not keep the key from being deleted. Its events are as
+    unreadable as before; its blob, which may come back, is deleted.
+    """
+    rows = list_blocks_between(tx, room_nid, after, END, 1, forwards=True)
     if not rows:
-        return False
+        return None
     (row,) = rows
-    block = load_block(tx, row)
+    try:
+        block = load_block(tx, row)
+    except DatabaseDamaged as error:
+        _log.error("a lost block is forgotten as it is", extra={"blob": row.blob, "damage": str(error)})
+        insert_garbage(tx, [row.blob], tx.now_ms)
+        return row.last_ordering
     positions = list(block.positions)
     _redact(tx, positions)
     delete_block(tx, row, [block.key(index) for index in range(len(block))], positions)
     insert_garbage(tx, [row.blob], tx.now_ms)
     note_rewrite(tx, room_nid)
-    return True
+    return row.last_ordering
 
 
 def forget_events(tx: Transaction, room_nid: int) -> tuple[int, int]:
@@ -119,11 +132,28 @@ def forget_events(tx: Transaction, room_nid: int) -> tuple[int, int]:
 
 def _redact(tx: Transaction, positions: Sequence[int]) -> None:
     stored = list_stored(tx, positions)
-    for position, event in zip(stored, to_events(tx, list(stored.values())), strict=True):
+    try:
+        events = to_events(tx, list(stored.values()))
+    except DatabaseDamaged:  # they refer to events of a lost block, so that nobody can get them whole any more
+        _replace_lost(tx, list(stored.values()))
+        return
+    for position, event in zip(stored, events, strict=True):
         kept = event  # sealed again, with the new key
         if event.type not in _KEPT_WHOLE:
             kept = trusted_event(redact(event.pdu, event.version), event.version, event.event_id)
         replace_content(tx, position, kept, stored[position].redacted_by)
+
+
+def _replace_lost(tx: Transaction, events: Sequence[StoredEvent]) -> None:
+    """Does the same as `_redact` to events whose references are lost."""
+    for event in events:
+        content = event.content
+        if event.type not in _KEPT_WHOLE:
+            pdu = {"type": event.type, "content": content}
+            content = redact(pdu, get_room_version(tx, event.room_id))["content"]
+        room_nid = tx.intern(event.room_id)
+        row = pack_reduced(tx, room_nid, event.position, event.event_id, event.envelope, content)
+        tx.run("UPDATE events SET envelope = ?, content = ? WHERE position = ?", *row, event.position)
 
 
 def note_forgotten(tx: Transaction, room_nid: int) -> None:

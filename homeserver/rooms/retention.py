@@ -22,6 +22,7 @@ from homeserver.federation import canonical_json
 from homeserver.federation.event import trusted_event
 from homeserver.federation.identifiers import RoomID
 from homeserver.federation.redaction import redact
+from homeserver.limits import TIMESTAMP_MS_MAX
 from homeserver.resources import ForgetFiles
 from homeserver.rooms import envelope
 from homeserver.rooms.events import forget_auth_event, to_events
@@ -60,7 +61,8 @@ def find_deadline(tx: Transaction, room_nid: int) -> int | None:
 
 def lifetime(max_lifetime: object, retention: Retention) -> int | None:
     """Returns how many milliseconds messages are kept in a room with this max_lifetime; None for ever."""
-    wanted = max_lifetime if type(max_lifetime) is int and max_lifetime >= 0 else None
+    # In old room versions the number may have any length, and then be too long for the database.
+    wanted = min(max_lifetime, TIMESTAMP_MS_MAX) if type(max_lifetime) is int and max_lifetime >= 0 else None
     if wanted is None:
         wanted = retention.default_days * DAY_MS or None
     if retention.max_days:

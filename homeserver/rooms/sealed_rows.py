@@ -17,6 +17,7 @@ are; `resealing.py` seals them in the background.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from homeserver.database import DatabaseDamaged, Transaction
 from homeserver.database.compression import compress
@@ -46,6 +47,17 @@ def pack_row(
     if not tx.server.config.at_rest.events:
         return packed, content
     return seal_row(room_key(tx, room_nid), position, event_key(event.event_id), packed, content)
+
+
+def pack_reduced(
+    tx: Transaction, room_nid: int, position: int, event_id: EventID, whole: bytes, content: Mapping[str, Any]
+) -> tuple[bytes, bytes]:
+    """Returns the same of an event of which only the graph and this content are left. whole: its envelope, opened."""
+    packed = envelope.split(whole) or whole
+    reduced = compress(canonical_json.encode(content, strict=False))
+    if not tx.server.config.at_rest.events:
+        return packed, reduced
+    return seal_row(room_key(tx, room_nid), position, event_key(event_id), packed, reduced)
 
 
 def seal_row(key: SealingKey, position: int, row_key: bytes, packed: bytes, content: bytes) -> tuple[bytes, bytes]:

@@ -11,7 +11,7 @@ import pytest
 from homeserver import Homeserver
 from homeserver.client import Client
 from homeserver.config import AtRest, SearchSection
-from homeserver.database import Transaction
+from homeserver.database import DatabaseDamaged, Transaction
 from homeserver.errors import MatrixError
 from homeserver.features import at_rest
 from homeserver.features.search.feeding import merge, remove_deleted
@@ -148,6 +148,27 @@ async def test_a_forgotten_room_looks_redacted_and_goes_on() -> None:
         assert (await alice.messages(room_id, limit=1))[0].event_id == later
         assert (await alice.messages(room_id, limit=1))[0].body == "Is anybody there?"
         assert (await alice.call("get_one_room_event", other_room, other))["content"]["body"] == "I like marzipan."
+
+
+async def test_a_room_with_a_lost_block_is_forgotten_all_the_same() -> None:
+    async with one_server() as hs:
+        alice, bob = await register(hs)
+        room_id, event_id = await fill(alice, bob)
+        resources = hs.resources
+        await archive_all(resources)
+        (blob,) = await resources.database.read(lambda tx: tx.values("SELECT blob FROM archive_blocks"))
+        data = await resources.blobs.get(blob)
+        await resources.blobs.delete(blob)
+        resources.database.drop_caches()
+        await forget(hs, room_id)
+        keys = await resources.database.read(
+            lambda tx: tx.values("SELECT wrapped FROM sealing_keys WHERE room_nid IS NOT NULL AND is_current = 0")
+        )
+        assert keys == [None]
+        await resources.blobs.put(blob, data)  # as somebody who had taken it away could
+        with pytest.raises(DatabaseDamaged, match="the key of its room was forgotten"):
+            await alice.call("get_one_room_event", room_id, event_id)
+        await bob.send(room_id, "Is anybody there?")
 
 
 async def test_an_invited_user_is_still_invited_to_a_forgotten_room() -> None:

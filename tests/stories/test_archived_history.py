@@ -241,6 +241,26 @@ async def found_words(server: Server, *words: str) -> set[str]:
     return found
 
 
+async def test_a_lost_block_keeps_no_other_message_from_being_deleted(federation: Federation) -> None:
+    a = await federation.start("a.example")
+    alice = await a.register("alice")
+    rooms = [await create_room(alice) for _ in range(2)]
+    for part in range(2):
+        for room_id in rooms:
+            for number in range(20):
+                await send_text(alice, room_id, f"old tea {part} {number}")
+        await trio.sleep(60)
+        await archive_all(a.hs)
+    blocks = await a.read(lambda tx: [list_blocks(tx, tx.find(room_id)) for room_id in rooms])
+    await a.hs.blobs.delete(min((each for each in blocks[0]), key=lambda each: each.first_ordering).blob)
+    a.hs.database.drop_caches()
+    for room_id in rooms:
+        await alice.ok("PUT", f"rooms/{room_id}/state/m.room.retention/", json={"max_lifetime": DAY_MS})
+    await trio.sleep(3 * 24 * 3600)
+    await expire_old(a.hs)
+    assert await _page_all(alice, rooms[1]) == []
+
+
 @pytest.mark.parametrize(
     ("max_lifetime", "retention", "days"),
     [
@@ -255,6 +275,7 @@ async def found_words(server: Server, *words: str) -> set[str]:
         (None, Retention(min_days=3), None),
         ("soon", Retention(default_days=7), 7),
         (-1, Retention(), None),
+        (10**30, Retention(max_days=10), 10),
     ],
 )
 def test_lifetimes_of_messages_follow_from_room_and_server(
@@ -263,3 +284,7 @@ def test_lifetimes_of_messages_follow_from_room_and_server(
 
     wanted = max_lifetime * DAY_MS if isinstance(max_lifetime, int) else max_lifetime
     assert lifetime(wanted, retention) == (None if days is None else days * DAY_MS)
+
+
+def test_a_lifetime_of_any_length_can_be_compared_with_stored_times() -> None:
+    assert lifetime(10**30, Retention()) == 2**53 - 1

@@ -176,12 +176,13 @@ _SELECT_EARLIER = """
 """
 
 
-def find_expiring_block(tx: Transaction, room_nid: int, before_ms: int) -> BlockRow | None:
-    """Returns a block of the room with events from before a time that can expire, or None."""
+def find_expiring_block(tx: Transaction, room_nid: int, before_ms: int, after: int) -> BlockRow | None:
+    """Returns the first block of the room, `after` an ordering, with events from before a time that can expire."""
     rows = tx.all(
         "SELECT block, room_nid, first_ordering, last_ordering, first_ts, last_ts, events, bytes, checksum, blob,"
-        " sealed, live_ts FROM archive_blocks WHERE room_nid = ? AND live_ts < ? ORDER BY first_ordering LIMIT 1",
-        room_nid, before_ms,
+        " sealed, live_ts FROM archive_blocks WHERE room_nid = ? AND live_ts < ? AND first_ordering > ?"
+        " ORDER BY first_ordering LIMIT 1",
+        room_nid, before_ms, after,
     )  # fmt: skip
     return next(iter(_to_rows(rows)), None)
 

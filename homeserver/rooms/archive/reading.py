@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Collection
 from typing import Literal, NamedTuple
 
-from homeserver.database import Row, Transaction
+from homeserver.database import DatabaseDamaged, Row, Transaction
 from homeserver.database.compression import as_it_is
 from homeserver.rooms.archive.block import Block
 from homeserver.rooms.archive.blocks import (
@@ -148,18 +148,27 @@ def rows_at_time(tx: Transaction, room_nid: int | None, ts: int, direction: Lite
 
 
 def list_in_span(tx: Transaction, since: int, upto: int, type_nid: int | None = None) -> list[int]:
-    """Returns the positions of archived events in since < position ≤ upto, all or those of a type."""
+    """Returns the positions of archived events in since < position ≤ upto, all or those of a type.
+
+    Nobody can say which events of a lost block are of a type: they are left out, so that those who read all rooms, such
+    as the search index, get past it. The loss is reported when the block is fetched.
+    """
     found = list_archived_positions(tx, since, upto)
     if type_nid is None or not found:
         return [position for _, positions in found for position in positions]
     of_block = dict(found)
     listed = get_block_rows(tx, of_block)
-    return [
-        position
-        for row, block in zip(listed, load_blocks(tx, listed), strict=True)
-        for position in of_block[row.block]
-        if (index := block.find_index(position)) is not None and block.type_nid(index) == type_nid
-    ]
+    need_blocks(tx, listed)
+    of_type: list[int] = []
+    for row in listed:
+        try:
+            block = load_block(tx, row)
+        except DatabaseDamaged:
+            continue
+        for position in of_block[row.block]:
+            if (index := block.find_index(position)) is not None and block.type_nid(index) == type_nid:
+                of_type.append(position)
+    return of_type
 
 
 def _row(block: Block, index: int) -> Row:

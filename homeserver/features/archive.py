@@ -43,6 +43,9 @@ INTERVAL_S = 6 * 60 * 60
 # Rows of a room that are moved at once as soon as they are old enough: some 150 messages. Fewer wait until they are
 # twice as old, so that a quiet room's block is not rewritten every day.
 ROWS_BYTES_USUAL = 64 << 10
+# How long the clock is watched before anything is deleted for good, and how much it may be corrected in that time.
+_CLOCK_WATCHED_S = 60 * 60
+_CLOCK_DRIFT_MS_MAX = 10 * 60 * 1000
 # Rows and blobs deleted by one step, so that others wait for a few milliseconds at most.
 _DELETED_AT_ONCE = 500
 
@@ -80,12 +83,38 @@ def _list_blocks(tx: Transaction, room_id: RoomID) -> list[BlockRow] | None:
 
 
 async def archive_forever(hs: Resources) -> None:
-    """Runs as long as the server does."""
+    """Runs as long as the server does.
+
+    What has expired is gone for good, so a wrong clock must not decide that: nothing is deleted in the first hour, in
+    which time servers put a clock right, and not before the time of day has gone on steadily since the last look.
+    """
+    steady = Steadiness(hs.now_ms)
     while True:
-        await expire_old(hs)
         await archive_old(hs)
         await delete_leftovers(hs)
-        await trio.sleep(INTERVAL_S)
+        await trio.sleep(_CLOCK_WATCHED_S)
+        if steady.is_kept():
+            await expire_old(hs)
+            await delete_leftovers(hs)
+        else:
+            _log.warning("the clock was changed, so old messages are not deleted before the next look")
+        await trio.sleep(INTERVAL_S - _CLOCK_WATCHED_S)
+
+
+class Steadiness:
+    """Whether the time of day goes on as the time that passes, which no clock can change."""
+
+    def __init__(self, now_ms: Callable[[], int]) -> None:
+        self._now_ms = now_ms
+        self._difference_ms = self._measure()
+
+    def is_kept(self) -> bool:
+        """Returns whether nobody has changed the clock since the last call, or since the beginning."""
+        before, self._difference_ms = self._difference_ms, self._measure()
+        return abs(self._difference_ms - before) <= _CLOCK_DRIFT_MS_MAX
+
+    def _measure(self) -> float:
+        return self._now_ms() - trio.current_time() * 1000
 
 
 async def expire_old(hs: Resources) -> None:

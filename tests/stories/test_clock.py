@@ -122,6 +122,24 @@ async def test_rate_limits_refill_as_usual(federation: Federation, offset: float
     assert statuses == [200] * 20
 
 
+async def test_no_message_expires_by_a_wrong_clock(federation: Federation) -> None:
+    clock = Clock()
+    a = await federation.start("a.example", clock=clock)
+    alice, _, room_id = await _two_in_a_room(a)
+    content = {"max_lifetime": round(7 * DAY * 1000)}
+    await alice.ok("PUT", f"rooms/{quote(room_id)}/state/m.room.retention/", json=content)
+    await send_text(alice, room_id, "kept for a week")
+    await trio.sleep(HOUR / 2)
+    for pause in (4 * HOUR, 6 * HOUR):  # wrong when the server looks for what has expired, right before and afterwards
+        clock.offset_s = 365 * DAY
+        await trio.sleep(HOUR)
+        clock.offset_s = 0
+        await trio.sleep(pause)
+    assert "kept for a week" in await texts(alice, room_id)
+    await trio.sleep(8 * DAY)
+    assert "kept for a week" not in await texts(alice, room_id)
+
+
 @by_offset
 async def test_typing_ends(federation: Federation, offset: float) -> None:
     clock = Clock(offset)

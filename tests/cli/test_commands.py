@@ -54,7 +54,7 @@ def test_config_check_confirms_a_valid_configuration(tmp_path: Path) -> None:
     ("more", "sentence"),
     [
         ("data_dri = 'x'", "unknown key 'data_dri' at the top; did you mean 'data_dir'?"),
-        ("[application_services]\nfiles = ['none.yaml']", "application_services.files[0]: cannot read"),
+        ("[application_services]\nfiles = ['none.yaml']", "application_services.files: cannot read"),
         ("[registration]\nshared_secret_file = 'none'", "registration.shared_secret_file: cannot read"),
         ("= 1", "is not valid TOML"),
     ],

@@ -127,6 +127,7 @@ class World:
             "query_type": "profile",
             "file_name": "file.txt",
             "upload_id": "upload",
+            "appservice_id": "bridge",
         }
 
         def fill(match: re.Match[str]) -> str:

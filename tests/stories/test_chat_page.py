@@ -189,7 +189,7 @@ async def talk(romeo: Person, juliet: Person) -> None:
     await juliet.socket.call("set_read_marker", room_id, body={"m.fully_read": last, "m.read": last})
     await until(lambda: has(juliet.unread == 0))
 
-    # He takes back a line. It is gone for both.
+    # He deletes a line. It is gone for both.
     await romeo.socket.call("redact_event", room_id, last, "gone", body={})
     await juliet.sees(room_id, redacts=last)
 

@@ -97,7 +97,7 @@ async def test_a_choir_knows_who_has_heard_what(federation: Federation) -> None:
     await until(lambda: counts_are(sent=2, delivered=0, read=1))
     assert (await status_of(alma.client, room_id, call))["status"] == "sent"
 
-    # The line works again. Bela's telephone has it: delivered. Bruno lets nobody know what reaches him, or what he reads.
+    # The line works again. Bela's telephone has it: delivered. Bruno lets nobody know what reaches him.
     await bruno.client.ok("PUT", f"{OURS}/privacy", json={"delivery": "nobody"})
     federation.network.heal()
     await bela.receive(room_id, "Rehearsal at seven")
@@ -133,7 +133,7 @@ async def test_a_choir_knows_who_has_heard_what(federation: Federation) -> None:
     for singer in (alma, bela, bruno):
         await singer.receive(room_id, "Is that our stage?")
 
-    # Word gets around: the choir has more members than deliveries are noted for. The readers of a message are still known.
+    # The choir grows beyond the size for delivered receipts. The readers of a message are still known.
     for number in range(DELIVERY_MEMBERS_MAX):
         newcomer = await a.register(f"singer{number}")
         await invite(alma.client, room_id, newcomer.user_id)

@@ -32,6 +32,9 @@ DeviceID = Annotated[str, Meta(max_length=255)]
 ShortText = Annotated[str, Meta(max_length=4096)]
 
 
+AUDIENCE_FIELD = "org.homeserver.audience"
+
+
 class InvalidEdu(ValueError):
     """The EDU, or the content of a known EDU type, is malformed; the message says where."""
 
@@ -78,13 +81,18 @@ class _UserReceipt(Struct, frozen=True):
 
 
 class PresenceUpdate(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One user's presence. The spec requires `last_active_ago` (ms), but it is absent for users never seen active."""
+    """One user's presence. The spec requires `last_active_ago` (ms), but it is absent for users never seen active.
+
+    audience: not in the spec, see `homeserver.users.told_audiences`. "friends": this is what all others are told;
+    "nobody": nobody may see any more what was told before.
+    """
 
     user_id: UserID
     presence: Literal["offline", "unavailable", "online"]
     status_msg: ShortText | None = None
     last_active_ago: NaturalInt | None = None
     currently_active: bool = False
+    audience: Literal["friends", "nobody"] | None = msgspec.field(default=None, name=AUDIENCE_FIELD)
 
     def __post_init__(self) -> None:
         parse_user_id(self.user_id)

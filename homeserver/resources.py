@@ -18,6 +18,7 @@ from homeserver.federation.wire import Wire
 from homeserver.process.acknowledged import Acknowledged
 from homeserver.process.budgets import Budgets
 from homeserver.process.claims import Claims
+from homeserver.process.early_presence import EarlyPresence
 from homeserver.process.flights import Flights
 from homeserver.process.heartbeats import Heartbeats
 from homeserver.process.metrics import Metrics
@@ -72,6 +73,7 @@ class Resources:
     heartbeats: Heartbeats
     application_services: RegisteredServices = field(default_factory=RegisteredServices)
     acknowledged: Acknowledged = field(default_factory=Acknowledged)
+    early_presence: EarlyPresence[Any] = field(default_factory=EarlyPresence)
     token_cache: TokenCache[Any] = field(default_factory=TokenCache)
     rate_limits: RateLimits = field(default_factory=RateLimits)
     claims: Claims = field(default_factory=Claims)

@@ -29,7 +29,7 @@ from homeserver.users.account_data import find_account_data, store_account_data
 from homeserver.users.blocking import ignored_in_sync
 from homeserver.users.friends import list_friends_among
 from homeserver.users.presence import note_activity
-from homeserver.users.privacy import list_allowing, read_privacies, read_privacy
+from homeserver.users.privacy import list_allowing, list_for_everyone, read_privacy
 from homeserver.users.receipts import (
     DELIVERED,
     PRIVATE,
@@ -43,6 +43,10 @@ from homeserver.users.receipts import (
     list_receipts_of_rooms,
     store_receipt,
 )
+from homeserver.users.told_audiences import ToldAudience, list_told_audiences, store_told_audience
+
+FRIENDS_TYPE = "org.homeserver.receipt"
+"""The EDU with the content of an m.receipt that is for friends only. Other software shows receipts to everybody."""
 
 routes = Routes()
 
@@ -137,10 +141,18 @@ def _is_marker_ahead(tx: Transaction, room_id: RoomID, user_id: UserID, ordering
 
 async def receive_receipts(hs: Resources, origin: ServerName, receipts: Sequence[Receipt]) -> None:
     """Stores receipts of users of another server."""
-    await hs.database.write(_store_remote, receipts)
+    await hs.database.write(_store_remote, receipts, None)
 
 
-def _store_remote(tx: Transaction, receipts: Sequence[Receipt]) -> None:
+async def receive_friends_receipts(hs: Resources, origin: ServerName, receipts: Sequence[Receipt]) -> None:
+    """Stores delivered receipts of users of another server who let only friends see them."""
+    await hs.database.write(_store_remote, receipts, "friends")
+
+
+def _store_remote(tx: Transaction, receipts: Sequence[Receipt], audience: ToldAudience | None) -> None:
+    """Stores receipts. audience: of those that are delivered receipts, None for everyone."""
+    delivered = {receipt.user_id for receipt in receipts if receipt.receipt_type == DELIVERED}
+    told = list_told_audiences(tx, delivered, "delivery")
     for receipt in receipts:
         room_id, user_id, event_id = receipt.room_id, receipt.user_id, receipt.event_id
         receipt_type, thread_id = receipt.receipt_type, receipt.thread_id or ""
@@ -148,6 +160,8 @@ def _store_remote(tx: Transaction, receipts: Sequence[Receipt]) -> None:
             continue
         if receipt_type == DELIVERED and (thread_id or not is_kept_in(tx, tx.intern(room_id))):
             continue
+        if receipt_type == DELIVERED and told.get(user_id) != audience:
+            store_told_audience(tx, user_id, "delivery", audience)
         event = find_stored_by_id(tx, event_id)
         if event is not None and event.room_id != room_id:
             event = None
@@ -237,14 +251,13 @@ def share_receipts(tx: Transaction, since: int, upto: int) -> Shared:
     """Returns what `sync_receipts` tells of a span. Each receipt is encoded once."""
     rows = list_receipts_between(tx, since, upto)
     names = tx.names({nid for row in rows for nid in row[:2]})
-    local = {UserID(names[row[1]]) for row in rows if row[2] == DELIVERED}
-    audiences = {user_id: each.delivery for user_id, each in read_privacies(tx, local).items()}
+    shown = list_for_everyone(tx, {UserID(names[row[1]]) for row in rows if row[2] == DELIVERED}, "delivery")
     rooms: dict[RoomID, _ReceiptsShare] = {}
     for room_nid, user_nid, receipt_type, thread_id, event_id, ts_ms in rows:
         user_id, share = UserID(names[user_nid]), rooms.setdefault(RoomID(names[room_nid]), _ReceiptsShare())
         if receipt_type != DELIVERED:
             share.readers.add(user_id)
-        elif audiences.get(user_id, "everyone") != "everyone":
+        elif user_id not in shown:
             share.limited.add(user_id)
         if receipt_type != PRIVATE:
             receipt = {"ts": ts_ms, "thread_id": thread_id} if thread_id else {"ts": ts_ms}
@@ -256,22 +269,33 @@ def share_receipts(tx: Transaction, since: int, upto: int) -> Shared:
 def list_receipt_edus(tx: Transaction, since: int, upto: int) -> Iterable[OutgoingEdu]:
     """Yields an EDU with the public receipts of local users for each room and thread.
 
-    Delivered receipts that are for friends go to the friends' servers only. Every EDU has `m.read`, if only an empty
-    one, because the spec requires it and some servers refuse receipts without it.
+    Every EDU has `m.read`, if only an empty one, because the spec requires it and some servers refuse receipts without
+    it. Delivered receipts that are not for everyone are left out, because servers show receipts to the whole room.
     """
     by_thread: dict[tuple[RoomID, str], JsonObject] = {}
     for room_nid, user_nid, receipt_type, thread_id, event_id, ts_ms in list_public_receipts(tx, since, upto):
         data: dict[str, Any] = {"ts": ts_ms, "thread_id": thread_id} if thread_id else {"ts": ts_ms}
         room_id, user_id = RoomID(tx.name(room_nid)), UserID(tx.name(user_nid))
         receipts = {user_id: {"event_ids": [event_id], "data": data}}
-        if receipt_type == DELIVERED and (audience := read_privacy(tx, user_id).delivery) != "everyone":
-            if audience == "friends" and (servers := _list_servers_of_friends(tx, user_id, room_id)):
-                yield OutgoingEdu({room_id: {"m.read": {}, DELIVERED: receipts}}, destinations=servers)
+        if receipt_type == DELIVERED and read_privacy(tx, user_id).delivery != "everyone":
             continue
         kinds = by_thread.setdefault((room_id, thread_id), {"m.read": {}})
         kinds.setdefault(receipt_type, {}).update(receipts)
     for (room_id, _), kinds in by_thread.items():
         yield OutgoingEdu({room_id: kinds}, room_id)
+
+
+def list_friends_receipt_edus(tx: Transaction, since: int, upto: int) -> Iterable[OutgoingEdu]:
+    """Yields an EDU for each delivered receipt that is for friends, to the servers with a friend in the room."""
+    for room_nid, user_nid, receipt_type, _, event_id, ts_ms in list_public_receipts(tx, since, upto):
+        if receipt_type != DELIVERED:
+            continue
+        room_id, user_id = RoomID(tx.name(room_nid)), UserID(tx.name(user_nid))
+        if read_privacy(tx, user_id).delivery != "friends":
+            continue
+        if servers := _list_servers_of_friends(tx, user_id, room_id):
+            receipts = {user_id: {"event_ids": [event_id], "data": {"ts": ts_ms}}}
+            yield OutgoingEdu({room_id: {DELIVERED: receipts}}, destinations=servers)
 
 
 def _list_servers_of_friends(tx: Transaction, user_id: UserID, room_id: RoomID) -> tuple[ServerName, ...]:
@@ -303,7 +327,15 @@ FEATURE = Feature(
             room=lambda receipt: receipt.room_id,
             source=list_receipt_edus,
             coalesce_by=lambda receipt: (receipt.room_id, receipt.user_id, receipt.receipt_type, receipt.thread_id),
-        )
+        ),
+        FRIENDS_TYPE: Edu(
+            partial(parse_receipts, types=(DELIVERED,)),
+            receive_friends_receipts,
+            user=lambda receipt: receipt.user_id,
+            room=lambda receipt: receipt.room_id,
+            source=list_friends_receipt_edus,
+            coalesce_by=lambda receipt: (receipt.room_id, receipt.user_id),
+        ),
     },
     sync=sync_receipts,
     ephemeral=list_ephemeral,

@@ -169,6 +169,9 @@ CURRENTLY_ACTIVE_MS = 60 * 1000
 PRESENCE_REPEAT_MS = 25 * 60 * 1000
 PRESENCE_REMOTE_TIMEOUT_MS = 60 * 60 * 1000
 
+# A server that enters a room of more members learns their presence only as it changes.
+PRESENCE_TOLD_MEMBERS_MAX = 1_000
+
 # Invitations
 
 # Pending invites and knocks of one user. All of them are in each first sync, and nobody answers hundreds.

@@ -87,6 +87,16 @@ def count_joined(tx: Transaction, room_nid: int) -> int:
     return int(count)
 
 
+def is_server_new(tx: Transaction, room_id: str, server_name: str, since: int) -> bool:
+    """Returns whether all users of that server in the room have joined, or changed their profile, after `since`."""
+    row = tx.one(
+        "SELECT 1 FROM memberships WHERE room_nid = ? AND membership = 'join' AND server_nid = ?"
+        " AND changed_position <= ? LIMIT 1",
+        tx.find(room_id), tx.find(server_name), since,
+    )  # fmt: skip
+    return row is None
+
+
 def has_at_most(tx: Transaction, room_nid: int, members_max: int) -> bool:
     """Returns whether no more users than that are in the room. The cost does not grow with the room."""
     nids = tx.values(

@@ -27,6 +27,7 @@ from homeserver.users import (
     status,
     sync_connections,
     threepids,
+    told_audiences,
     user_interactive,
 )
 from homeserver.users.encryption import (
@@ -69,6 +70,7 @@ SCHEMAS: tuple[Schema, ...] = (
     pushers.SCHEMA,
     presence.SCHEMA,
     friends.SCHEMA,
+    told_audiences.SCHEMA,
     status.SCHEMA,
     figures.SCHEMA,
 )

@@ -2,7 +2,8 @@
 
 Settings and audiences are those of `Privacy`. "friends" are those of `homeserver.users.friends`, "shared_room" is
 everyone who is joined to one of the person's rooms. A person may always see their own data. The settings of people of
-other servers are unknown here, because their servers enforce them: they tell us only what we may know.
+other servers are unknown here, because their servers enforce them: they tell us only what somebody here may know, and
+whether that is for friends only, see `homeserver.users.told_audiences`.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from homeserver.feature import JsonObject
 from homeserver.federation.identifiers import ServerName, UserID, server_name_of
 from homeserver.rooms.membership import list_sharing
 from homeserver.users.account_data import find_change, list_of_users, store_account_data
-from homeserver.users.friends import has_changed, is_friend, list_confirmed, list_having_friend
+from homeserver.users.friends import has_changed, is_friend, list_confirmed, list_friends_among, list_having_friend
 from homeserver.users.presence import repeat_presence
+from homeserver.users.told_audiences import find_told_change, list_told_audiences
 
 DATA_TYPE = "org.homeserver.privacy"
 
@@ -86,10 +88,12 @@ def note_other_friends(tx: Transaction, user_id: UserID) -> None:
 
 
 def has_just_hidden(tx: Transaction, user_id: UserID, since: int, upto: int) -> bool:
-    """Returns whether fewer people may see a local user's status since a change in since < position ≤ upto.
+    """Returns whether fewer people may see a user's status since a change in since < position ≤ upto.
 
     It may also be true if there are others now. Those who may not see it any more are told once that the user is gone.
     """
+    if server_name_of(user_id) != tx.server.name:
+        return since < find_told_change(tx, user_id, "status") <= upto
     if since < find_change(tx, user_id, DATA_TYPE) <= upto:
         return True
     return read_privacy(tx, user_id).status == "friends" and has_changed(tx, user_id, since, upto)
@@ -107,18 +111,42 @@ def allows(tx: Transaction, owner: UserID, asker: UserID, audience: Audience) ->
 def list_allowing(tx: Transaction, asker: UserID, owners: Iterable[UserID], setting: Setting) -> set[UserID]:
     """Returns those of the owners whose setting includes the asker, in one read for all of them.
 
-    Users of other servers are always included: what their servers have told us, we may know.
+    Users of other servers are included unless their servers have said that it is for friends only.
     """
     owners = set(owners)
-    local = [owner for owner in owners if owner != asker and server_name_of(owner) == tx.server.name]
-    asked: dict[Audience, set[UserID]] = {}
-    for owner, privacy in read_privacies(tx, local).items():
-        asked.setdefault(privacy.audience(setting), set()).add(owner)
+    local, remote = _split(tx, owners - {asker})
+    asked = _list_limited(tx, local, remote, setting)
     if friends := asked.get("friends"):
-        friends -= list_having_friend(tx, friends, asker)
+        friends -= list_having_friend(tx, friends & local, asker) | list_friends_among(tx, asker, friends & remote)
     if sharing := asked.get("shared_room"):
         sharing -= list_sharing(tx, asker, sharing)
     return owners - asked.get("friends", set()) - asked.get("shared_room", set()) - asked.get("nobody", set())
+
+
+def list_for_everyone(tx: Transaction, owners: Iterable[UserID], setting: Setting) -> set[UserID]:
+    """Returns those of the owners whose setting includes everyone."""
+    owners = set(owners)
+    return owners.difference(*_list_limited(tx, *_split(tx, owners), setting).values())
+
+
+def _split(tx: Transaction, owners: Collection[UserID]) -> tuple[set[UserID], set[UserID]]:
+    """Returns the users of this server, and those of others."""
+    local = {owner for owner in owners if server_name_of(owner) == tx.server.name}
+    return local, set(owners) - local
+
+
+def _list_limited(
+    tx: Transaction, local: Collection[UserID], remote: Collection[UserID], setting: Setting
+) -> dict[Audience, set[UserID]]:
+    """Returns the owners whose setting does not include everyone, by audience."""
+    limited: dict[Audience, set[UserID]] = {}
+    for owner, privacy in read_privacies(tx, local).items():
+        limited.setdefault(privacy.audience(setting), set()).add(owner)
+    limited.pop("everyone", None)
+    if remote and setting in ("status", "delivery"):
+        for owner, audience in list_told_audiences(tx, remote, setting).items():
+            limited.setdefault(audience, set()).add(owner)
+    return limited
 
 
 def list_servers_allowed(tx: Transaction, owner: UserID, servers: Iterable[ServerName]) -> set[ServerName]:

@@ -1,14 +1,12 @@
-"""Presence in the client-server and server-server APIs. `homeserver.users.presence` keeps the states.
+"""Presence in the client-server API; `exchange` has it between servers, `homeserver.users.presence` keeps the states.
 
-Spec: client-server-api/#presence, server-server-api/#presence
+Spec: client-server-api/#presence
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 
 import msgspec
 import trio
@@ -24,28 +22,19 @@ from homeserver.errors import MatrixError, forbidden
 from homeserver.feature import (
     UNTIL_NEWS_MS,
     BeforeSync,
-    Edu,
     Ephemeral,
     Feature,
     JsonObject,
-    OutgoingEdu,
     PresenceState,
     SyncContext,
     SyncStart,
 )
-from homeserver.federation.edus import PresenceUpdate, parse_presence
-from homeserver.federation.identifiers import RoomID, ServerName, UserID, server_name_of
+from homeserver.features.presence.exchange import EDUS, store_early
+from homeserver.federation.identifiers import UserID
 from homeserver.resources import Resources
-from homeserver.rooms.heads import find_head
-from homeserver.rooms.membership import (
-    list_joined_rooms,
-    list_joined_servers,
-    list_members,
-    list_newcomers,
-    list_sharing,
-)
-from homeserver.rooms.visibility import list_arrivals
+from homeserver.rooms.membership import list_members, list_newcomers, list_sharing
 from homeserver.users.blocking import ignored_in_sync
+from homeserver.users.friends import list_changed
 from homeserver.users.presence import (
     WAKE_KEY,
     Presence,
@@ -61,10 +50,8 @@ from homeserver.users.presence import (
     note_device,
     note_silence,
     set_status,
-    store_presence,
 )
-from homeserver.users.privacy import Privacy, has_just_hidden, list_allowing, list_servers_allowed, read_privacies
-from homeserver.users.status import note_heartbeat
+from homeserver.users.privacy import has_just_hidden, list_allowing, list_for_everyone
 
 routes = Routes()
 
@@ -119,7 +106,7 @@ async def follow_time(hs: Resources) -> None:
         await trio.sleep(interval_s)
 
 
-# --- sync and federation ---
+# --- sync ---
 
 
 def _is_shown_anew(tx: Transaction, start: SyncStart) -> bool:
@@ -152,14 +139,31 @@ def sync_presence(tx: Transaction, context: SyncContext) -> None:
     told = [presence for presence in news if presence.user_id in sharing]
     if context.since > 0:
         told += _of_newcomers(tx, context, {presence.user_id for presence in told})
+        told += _of_other_friends(tx, context, {presence.user_id for presence in told})
     ignored = ignored_in_sync(tx, context)
     told = [presence for presence in told if presence.user_id not in ignored]
     allowed = list_allowing(tx, context.user_id, [presence.user_id for presence in told], "status")
     for presence in told:
         if presence.user_id in allowed:
             context.presence.append(presence.event(tx.now_ms))
-        elif context.since > 0 and has_just_hidden(tx, presence.user_id, context.since, context.upto):
+        elif context.since > 0 and _is_just_hidden(tx, context, presence):
             context.presence.append(Presence(presence.user_id, True).event(tx.now_ms))
+
+
+def _is_just_hidden(tx: Transaction, context: SyncContext, presence: Presence) -> bool:
+    """Returns whether the user of the sync cannot see a presence any more, or may have been able to until just now."""
+    if has_just_hidden(tx, presence.user_id, context.since, context.upto):
+        return True
+    return not presence.is_local and presence.user_id in list_changed(tx, context.user_id, context.since, context.upto)
+
+
+def _of_other_friends(tx: Transaction, context: SyncContext, told: set[UserID]) -> list[Presence]:
+    """Returns the presence of people of other servers who have become, or are no longer, friends of the user.
+
+    Their servers may have told it before, or for others.
+    """
+    changed = list_changed(tx, context.user_id, context.since, context.upto) - told
+    return [presence for presence in list_presences(tx, changed) if not presence.is_local]
 
 
 def _of_newcomers(tx: Transaction, context: SyncContext, told: set[UserID]) -> list[Presence]:
@@ -173,92 +177,22 @@ def _of_newcomers(tx: Transaction, context: SyncContext, told: set[UserID]) -> l
     return [presence for presence in list_presences(tx, members - told) if presence.state != "offline"]
 
 
-def list_presence_edus(tx: Transaction, since: int, upto: int) -> Iterable[OutgoingEdu]:
-    """Yields an m.presence for each local user whose presence has changed, to the servers in the user's rooms.
-
-    Also yields one for each user who has joined a room, to the servers in that room. Only servers of users who may see
-    it get it. The others get a last one when the user has just hidden from them: the user is offline.
-    """
-    rooms: dict[UserID, list[RoomID]] = defaultdict(list)
-    for user_id, room_id in list_arrivals(tx, since, upto):
-        rooms[user_id].append(room_id)
-    presences = [presence for presence in list_presences(tx, rooms) if presence.state != "offline"]
-    changed = list_presence_changes(tx, since, upto)
-    rooms.update((presence.user_id, list_joined_rooms(tx, presence.user_id)) for presence in changed)
-    for presence in {each.user_id: each for each in (*presences, *changed)}.values():
-        if not presence.is_local:
-            continue
-        servers: set[ServerName] = set()
-        for room_id in rooms[presence.user_id]:
-            head = find_head(tx, room_id)
-            servers |= list_joined_servers(tx, head) if head is not None else set()
-        servers.discard(server_name_of(presence.user_id))
-        allowed = list_servers_allowed(tx, presence.user_id, servers)
-        if allowed:
-            yield _edu(tx, presence, allowed)
-        if allowed != servers and has_just_hidden(tx, presence.user_id, since, upto):
-            yield _edu(tx, Presence(presence.user_id, True), servers - allowed)
-
-
 def list_ephemeral(tx: Transaction, since: int, upto: int) -> Iterator[Ephemeral]:
     """Yields the changes of presence that everybody may see."""
     changed = list_presence_changes(tx, since, upto)
-    privacies = read_privacies(tx, [presence.user_id for presence in changed if presence.is_local])
+    shown = list_for_everyone(tx, [presence.user_id for presence in changed], "status")
     for presence in changed:
-        if privacies.get(presence.user_id, Privacy()).status == "everyone":
+        if presence.user_id in shown:
             yield Ephemeral(presence.event(tx.now_ms), about=presence.user_id)
-
-
-def _edu(tx: Transaction, presence: Presence, servers: set[ServerName]) -> OutgoingEdu:
-    # The spec requires last_active_ago, even of a user who was never active.
-    update = {"user_id": presence.user_id, "last_active_ago": 0, **presence.body(tx.now_ms)}
-    return OutgoingEdu({"push": [update]}, destinations=tuple(sorted(servers)))
-
-
-async def receive_presence(hs: Resources, origin: ServerName, updates: Sequence[PresenceUpdate]) -> None:
-    """Stores the presence of users of another server who share a room with ours."""
-    if hs.config.presence.enabled:
-        await hs.database.write(_store_remote, updates)
-
-
-def _store_remote(tx: Transaction, updates: Sequence[PresenceUpdate]) -> None:
-    for update in updates:
-        if not list_joined_rooms(tx, update.user_id):
-            continue
-        old = find_presence(tx, update.user_id) or Presence(update.user_id, False)
-        active_ms = old.last_active_ms
-        if update.last_active_ago is not None:
-            active_ms = max(0, tx.now_ms - update.last_active_ago)
-        is_online = update.presence == "online"
-        note_heartbeat(tx, update.user_id, active_ms if update.presence == "offline" else tx.now_ms)
-        new = replace(
-            old,
-            state=update.presence,
-            status_msg=update.status_msg,
-            last_active_ms=active_ms,
-            currently_active=is_online and update.currently_active,
-            due_ms=None if update.presence == "offline" else tx.now_ms + limits.users.PRESENCE_REMOTE_TIMEOUT_MS,
-        )
-        store_presence(tx, old, new)
 
 
 FEATURE = Feature(
     name="presence",
     spec="client-server-api/#presence",
     routes=routes,
-    edus={
-        "m.presence": Edu(
-            parse_presence,
-            receive_presence,
-            user=lambda update: update.user_id,
-            room=None,
-            source=list_presence_edus,
-            coalesce_by=lambda update: update.user_id,
-        )
-    },
+    edus=EDUS,
     before_sync=BeforeSync(_is_shown_anew, _show, _is_shown_for_ms),
     sync=sync_presence,
-    ephemeral=list_ephemeral,
-    background=(follow_time,),
+    background=(follow_time, store_early),
     forget_user=forget_presence,
 )

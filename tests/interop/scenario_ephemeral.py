@@ -67,3 +67,27 @@ def test_message_to_a_device(sides: Sides) -> None:
     assert [(event["type"], event["sender"], event["content"]) for event in bob.to_device] == [
         ("org.example.test", alice.user_id, {"number": 1})
     ]
+
+
+def test_delivered_receipts_change_nothing_for_others(sides: Sides) -> None:
+    """Receipts of a type of our own: a server that does not know it goes on showing who has read what."""
+    alice, bob, room_id = two_in_a_room(sides)
+    event_id = alice.send(room_id, "has this arrived?")
+    bob.wait_message(room_id, "has this arrived?")
+    bob.sync()  # acknowledges it
+    bob.sync(timeout_ms=2000)
+    reply = bob.send(room_id, "yes")
+    alice.wait_message(room_id, "yes")
+    alice.sync(timeout_ms=2000)
+    receipts = alice.ephemeral.get((room_id, "m.receipt"), {})
+    assert all(set(kinds) <= {"m.read", "org.homeserver.delivered"} for kinds in receipts.values())
+    assert bob.user_id not in receipts.get(event_id, {}).get("m.read", {})
+    alice.v3("POST", f"/rooms/{quote(room_id)}/receipt/m.read/{quote(reply)}", {})
+
+    def is_read() -> bool:
+        by_user = bob.ephemeral.get((room_id, "m.receipt"), {}).get(reply, {}).get("m.read", {})
+        return alice.user_id in by_user
+
+    bob.wait("a receipt after a delivered one", is_read)
+    counts = {event["event_id"] for event in alice.history(room_id) if event["type"] == "m.room.message"}
+    assert counts == {event_id, reply}

@@ -71,3 +71,19 @@ def test_a_person_on_synapse_refuses_by_rejecting_the_invitation(world: World) -
     bob.wait_invite(room_id)
     bob.membership("leave", room_id)
     wait_state(alice, bob.user_id, None)
+
+
+def test_a_withdrawn_request_leads_a_person_on_synapse_nowhere(world: World) -> None:
+    """Synapse does not know the EDU that withdraws a request: the invitation stays until the person answers it."""
+    alice, bob = Client(world.ours, "alice"), Client(world.synapse, "bob")
+    room_id = ask(alice, bob.user_id)["room_id"]
+    bob.wait_invite(room_id)
+    alice.call("DELETE", f"{OURS}/friends/{quote(bob.user_id, safe='')}")
+    wait_state(alice, bob.user_id, None)
+    bob.wait_invite(room_id)
+    bob.membership("leave", room_id)
+    again = ask(alice, bob.user_id, encrypted=False)["room_id"]
+    assert again != room_id
+    bob.wait_invite(again)
+    bob.join(again)
+    wait_state(alice, bob.user_id, "friend")

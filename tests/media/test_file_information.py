@@ -46,6 +46,23 @@ def film(width: int, height: int, milliseconds: int, *, turned: bool = False) ->
     return box(b"ftyp", b"isom", bytes(4)) + box(b"free", bytes(100)) + moov
 
 
+def element(number: int, *content: bytes) -> bytes:
+    """An element of a Matroska file."""
+    body = b"".join(content)
+    return number.to_bytes((number.bit_length() + 7) // 8) + struct.pack(">Q", len(body) | 1 << 56) + body
+
+
+def webm(width: int, height: int, milliseconds: int) -> bytes:
+    """The parts of a WebM file that say how large and how long it is. Its segment has no length, as of a recording."""
+    scale, duration = (2_000_000).to_bytes(3), struct.pack(">d", milliseconds / 2)
+    info = element(0x1549A966, element(0x2AD7B1, scale), element(0x4489, duration))
+    sides = element(0xB0, struct.pack(">H", width)), element(0xBA, struct.pack(">H", height))
+    silent, shown = element(0xAE, element(0xD7, b"\1")), element(0xAE, element(0xE0, *sides))
+    segment = b"\x18\x53\x80\x67\x01" + b"\xff" * 7
+    after = element(0xEC, bytes(50)) + info + element(0x1654AE6B, silent, shown) + element(0x1F43B675, bytes(100))
+    return element(0x1A45DFA3, element(0x4282, b"webm")) + segment + after
+
+
 def sound(seconds: float) -> bytes:
     """A WAV file."""
     result = io.BytesIO()
@@ -105,6 +122,26 @@ async def test_an_upload_tells_duration_and_dimensions_of_a_film(alice: Client, 
     info = await info_of(alice, film(1920, 1080, 63_500, turned=turned), "video/mp4")
     shown = (1080, 1920) if turned else (1920, 1080)
     assert (info["duration"], info["w"], info["h"]) == (63_500, *shown)
+
+
+async def test_an_upload_tells_duration_and_dimensions_of_a_webm_film(alice: Client) -> None:
+    info = await info_of(alice, webm(1280, 720, 63_500), "video/webm")
+    assert (info["duration"], info["w"], info["h"]) == (63_500, 1280, 720)
+    recording = await info_of(alice, webm(0, 0, 1_000), "audio/webm")
+    assert recording["duration"] == 1000 and "w" not in recording
+
+
+@pytest.mark.parametrize("cut", range(0, 330, 7))
+def test_damaged_webm_films_are_read_without_an_error(cut: int) -> None:
+    data = webm(1280, 720, 63_500)
+    for filling in (b"", b"\xff" * 40 + data[cut + 40 :], bytes(9) + data[cut + 9 :]):
+        assert len(examine_recording(data[:cut] + filling)) == 3
+
+
+def test_a_webm_film_of_elements_in_elements_is_read_in_bounded_time() -> None:
+    track = element(0xAE, element(0xD7) * 50_000)
+    tracks = element(0x1654AE6B, track * 3)
+    assert examine_recording(element(0x1A45DFA3) + element(0x18538067, tracks * 3)) == [0, 0, 0]
 
 
 @pytest.mark.parametrize(

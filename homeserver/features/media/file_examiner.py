@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 from homeserver.features.media.blurhash import blurhash_of
+from homeserver.features.media.matroska import read_facts
 from homeserver.features.media.thumbnail_maker import make_thumbnail
 from homeserver.limits import MEDIA_DURATION_MS_MAX, THUMBNAIL_SIDE_MAX
 
@@ -51,14 +52,22 @@ def examine_recording(source: bytes | str) -> list[int]:
     from tinytag import TinyTag  # only a process that examines recordings needs it
 
     with open(source, "rb") if isinstance(source, str) else io.BytesIO(source) as file:
-        milliseconds = width = height = 0
+        seconds, width, height = 0.0, 0, 0
         with suppress(Exception):  # parsers of broken files raise all kinds of exceptions
-            seconds = TinyTag.get(file_obj=file, tags=False).duration
-            if seconds is not None and math.isfinite(seconds):
-                milliseconds = min(max(0, round(seconds * 1000)), MEDIA_DURATION_MS_MAX)
-        with suppress(Exception):  # the same
-            file.seek(0)
-            width, height = _find_size(file)
+            facts = read_facts(file)
+            if facts is None:
+                file.seek(0)
+                seconds = TinyTag.get(file_obj=file, tags=False).duration or 0.0
+            else:
+                seconds, width, height = facts
+        if not max(width, height):
+            with suppress(Exception):  # the same
+                file.seek(0)
+                width, height = _find_size(file)
+        milliseconds = round(seconds * 1000) if math.isfinite(seconds) else 0
+        milliseconds = min(max(0, milliseconds), MEDIA_DURATION_MS_MAX)
+        if max(width, height) > THUMBNAIL_SIDE_MAX:
+            width = height = 0
         return [milliseconds, width, height]
 
 

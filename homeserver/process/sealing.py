@@ -34,8 +34,8 @@ KEY_BYTES = 32
 _NONCE_BYTES = 24
 _TAG_BYTES = 16
 _MARK = b"\xff"
-_NUMBER_END = 5
-_NONCE_END = _NUMBER_END + _NONCE_BYTES
+BEGINNING_BYTES = 5
+_NONCE_END = BEGINNING_BYTES + _NONCE_BYTES
 OVERHEAD_BYTES = _NONCE_END + _TAG_BYTES
 
 
@@ -56,7 +56,7 @@ class SealingKey:
         assert len(secret) == KEY_BYTES
         self.number = number
         self.secret = secret
-        self._header = _MARK + number.to_bytes(4, "big")
+        self._header = beginning_of(number)
 
     def __repr__(self) -> str:
         return f"SealingKey({self.number})"  # never the secret: representations get into logs
@@ -71,11 +71,11 @@ class SealingKey:
 
     def open(self, where: bytes, sealed: bytes) -> bytes:
         """Returns what was sealed for the place `where`. Raises SealBroken."""
-        if len(sealed) < OVERHEAD_BYTES or sealed[:_NUMBER_END] != self._header:
+        if len(sealed) < OVERHEAD_BYTES or sealed[:BEGINNING_BYTES] != self._header:
             raise SealBroken(f"it is not sealed with key {self.number}")
         try:
             return crypto_aead_xchacha20poly1305_ietf_decrypt(
-                sealed[_NONCE_END:], self._header + where, sealed[_NUMBER_END:_NONCE_END], self.secret
+                sealed[_NONCE_END:], self._header + where, sealed[BEGINNING_BYTES:_NONCE_END], self.secret
             )
         except CryptoError:
             raise SealBroken("its seal is broken") from None
@@ -86,11 +86,16 @@ def is_sealed(data: bytes) -> bool:
     return data[:1] == _MARK
 
 
+def beginning_of(number: int) -> bytes:
+    """Returns the first BEGINNING_BYTES of everything that the key with this number has sealed."""
+    return _MARK + number.to_bytes(4, "big")
+
+
 def key_number(sealed: bytes) -> int:
     """Returns the number of the key that seals the data. Raises SealBroken if it is too short to be sealed."""
     if len(sealed) < OVERHEAD_BYTES:
         raise SealBroken("it is too short")
-    return int.from_bytes(sealed[1:_NUMBER_END], "big")
+    return int.from_bytes(sealed[1:BEGINNING_BYTES], "big")
 
 
 def new_secret() -> bytes:

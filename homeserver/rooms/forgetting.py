@@ -10,8 +10,8 @@ stay valid, because they cover only what a redaction leaves. So clients and othe
     `forget_block`       the events of one archived block are redacted, and rows  the same
                          again; the archive moves no events of the room meanwhile
     `forget_events`      some events of which a redaction leaves something, and   the same: `reached` says how far it is
-                         all that were never sealed, are redacted and sealed
-                         with the new key; relations are deleted
+                         all that the old key has not sealed, are redacted and
+                         sealed with the new key; relations are deleted
     `note_forgotten`  what outsiders are shown is redacted; each feature       nothing is left to do
                          deletes its part (`Feature.forget_room`); the old key
                          is deleted; the caches are emptied
@@ -33,10 +33,10 @@ from homeserver.federation.event import trusted_event
 from homeserver.federation.identifiers import RoomID, UserID
 from homeserver.federation.redaction import redact
 from homeserver.federation.room_versions import RoomVersion
-from homeserver.process.sealing import is_sealed
+from homeserver.process.sealing import BEGINNING_BYTES, beginning_of, is_sealed
 from homeserver.rooms.archive.blocks import delete_block, insert_garbage, list_blocks_between, load_block
 from homeserver.rooms.events import to_events
-from homeserver.rooms.keys import forget_old_keys, set_out_of_use
+from homeserver.rooms.keys import find_number, forget_old_keys, set_out_of_use
 from homeserver.rooms.membership import replace_stripped
 from homeserver.rooms.relations import forget_relations
 from homeserver.rooms.rewrites import note_rewrite
@@ -108,17 +108,20 @@ def forget_events(tx: Transaction, room_nid: int) -> tuple[int, int]:
     reached, upto = int(row[0]), int(row[1])
     end = min(reached + _POSITIONS_PER_WRITE, upto)
     rows = tx.all(
-        "SELECT position, type_nid, state_key_nid, SUBSTR(content, 1, 1) FROM events"
+        "SELECT position, type_nid, state_key_nid, SUBSTR(content, 1, ?) FROM events"
         " WHERE position > ? AND position <= ? AND room_nid = ? ORDER BY position",
-        reached, end, room_nid,
+        BEGINNING_BYTES, reached, end, room_nid,
     )  # fmt: skip
     version = get_room_version(tx, tx.name(room_nid))
     kept_types = {tx.find(name) for name in version.redaction_content_keys}
+    in_use = find_number(tx, room_nid)
+    stays = None if in_use is None else beginning_of(in_use)  # what resealing.py has sealed in the meantime
     positions: list[int] = []
     passed: list[int] = []
-    for position, type_nid, state_key_nid, mark in rows:
+    for position, type_nid, state_key_nid, beginning in rows:
         passed.append(position)
-        if state_key_nid is not None or type_nid in kept_types or not is_sealed(bytes(mark)):
+        is_lost = is_sealed(bytes(beginning)) and bytes(beginning) != stays
+        if state_key_nid is not None or type_nid in kept_types or not is_lost:
             positions.append(position)
             if len(positions) == EVENTS_PER_WRITE:
                 end = position

@@ -12,6 +12,7 @@ from homeserver import Homeserver
 from homeserver.client import Client
 from homeserver.config import AtRest, SearchSection
 from homeserver.database import DatabaseDamaged, Transaction
+from homeserver.database.compression import compress
 from homeserver.errors import MatrixError
 from homeserver.features import at_rest
 from homeserver.features.search.feeding import merge, remove_deleted
@@ -19,6 +20,7 @@ from homeserver.federation.identifiers import RoomID
 from homeserver.federation.redaction import redact
 from homeserver.rooms.events import find_event
 from homeserver.rooms.forgetting import forget_events, list_forgotten, note_forgetting
+from homeserver.rooms.storage import find_stored_by_id
 from homeserver.testing import one_server, two_servers
 from tests.support.archive import archive_all
 from tests.support.consistency import check_consistency
@@ -123,6 +125,23 @@ async def test_contents_of_a_forgotten_room_are_in_no_file(tmp_path: Path, seale
         assert await find(alice, "marzipan") == []
         await hs.resources.database.read(check_consistency)
     assert found_in(tmp_path) == set()
+
+
+async def test_contents_that_are_sealed_only_while_a_room_is_being_forgotten_are_forgotten_too() -> None:
+    """They get the room's new key, which is not destroyed."""
+    async with one_server() as hs:
+        alice, bob = await register(hs)
+        room_id, event_id = await fill(alice, bob)
+
+        def lay_open(tx: Transaction) -> None:
+            event = find_stored_by_id(tx, event_id)
+            assert event is not None
+            tx.run("UPDATE events SET content = ? WHERE position = ?", compress(event.content_json), event.position)
+            tx.run("UPDATE sealing_backlog SET position = 0, upto = ?", tx.position)
+
+        await hs.resources.database.write(lay_open)
+        await at_rest.forget_room(hs.resources, RoomID(room_id), lambda done, of: None)
+        assert (await alice.call("get_one_room_event", room_id, event_id))["content"] == {}
 
 
 async def test_a_forgotten_room_looks_redacted_and_goes_on() -> None:

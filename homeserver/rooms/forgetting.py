@@ -108,7 +108,7 @@ def forget_events(tx: Transaction, room_nid: int) -> tuple[int, int]:
     reached, upto = int(row[0]), int(row[1])
     end = min(reached + _POSITIONS_PER_WRITE, upto)
     rows = tx.all(
-        "SELECT position, type_nid, state_key_nid, SUBSTR(content, 1, ?) FROM events"
+        "SELECT position, type_nid, state_key_nid, SUBSTR(content, 1, CAST(? AS INTEGER)) FROM events"
         " WHERE position > ? AND position <= ? AND room_nid = ? ORDER BY position",
         BEGINNING_BYTES, reached, end, room_nid,
     )  # fmt: skip

@@ -112,7 +112,6 @@ class World:
             "filter_id": self.filter_id,
             "version": self.backup_version,
             "session_id": "session",
-            "appservice_id": "irc",
             "rel_type": "m.thread",
             "profile_tag": "tag",
             "key_name": "displayname",

@@ -193,6 +193,7 @@ FEATURE = Feature(
     edus=EDUS,
     before_sync=BeforeSync(_is_shown_anew, _show, _is_shown_for_ms),
     sync=sync_presence,
+    ephemeral=list_ephemeral,
     background=(follow_time, store_early),
     forget_user=forget_presence,
 )

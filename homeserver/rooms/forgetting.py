@@ -33,7 +33,7 @@ from homeserver.federation.event import trusted_event
 from homeserver.federation.identifiers import RoomID, UserID
 from homeserver.federation.redaction import redact
 from homeserver.federation.room_versions import RoomVersion
-from homeserver.process.sealing import BEGINNING_BYTES, beginning_of, is_sealed
+from homeserver.process.sealing import beginning_of, is_sealed
 from homeserver.rooms.archive.blocks import delete_block, insert_garbage, list_blocks_between, load_block
 from homeserver.rooms.events import to_events
 from homeserver.rooms.keys import find_number, forget_old_keys, set_out_of_use
@@ -107,10 +107,10 @@ def forget_events(tx: Transaction, room_nid: int) -> tuple[int, int]:
     assert row is not None
     reached, upto = int(row[0]), int(row[1])
     end = min(reached + _POSITIONS_PER_WRITE, upto)
-    rows = tx.all(
-        "SELECT position, type_nid, state_key_nid, SUBSTR(content, 1, CAST(? AS INTEGER)) FROM events"
+    rows = tx.all(  # 5 is BEGINNING_BYTES; PostgreSQL takes no 64-bit parameter there
+        "SELECT position, type_nid, state_key_nid, SUBSTR(content, 1, 5) FROM events"
         " WHERE position > ? AND position <= ? AND room_nid = ? ORDER BY position",
-        BEGINNING_BYTES, reached, end, room_nid,
+        reached, end, room_nid,
     )  # fmt: skip
     version = get_room_version(tx, tx.name(room_nid))
     kept_types = {tx.find(name) for name in version.redaction_content_keys}

@@ -64,6 +64,9 @@ class Namespace:
         self._exclusive = [_compile(where, rule.regex) for rule in rules if rule.exclusive]
         self._shared = [_compile(where, rule.regex) for rule in rules if not rule.exclusive]
 
+    def __bool__(self) -> bool:
+        return bool(self._exclusive or self._shared)
+
     def __contains__(self, name: object) -> bool:
         return self.is_exclusive(name) or any(each.match(name) for each in self._shared)
 

@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 import trio
 
+from homeserver.database import Transaction
+from homeserver.federation.identifiers import EventID
+from homeserver.rooms.storage import find_stored_by_id
 from tests.support.application_services import AS_TOKEN, Bridge, register, registration
 from tests.support.federation import Federation
 from tests.support.homeservers import Client, Server
@@ -159,6 +162,27 @@ async def test_an_event_that_the_bridge_refuses_does_not_hold_up_later_ones(
     bridge.statuses = [200, 400, 400]
     await trio.sleep(60)
     assert bodies(bridge) == ["first", "last"]
+
+
+async def test_an_event_that_the_disk_has_damaged_does_not_hold_up_later_ones(
+    federation: Federation, bridge: Bridge, server: Server, alice: Client, bot: Client
+) -> None:
+    room_id = await bridged_room(alice, bot)
+    await trio.sleep(1)
+    federation.network.leave("bridge.example")
+    await say(alice, room_id, "first")
+    await trio.sleep(1)
+    _, damaged, _ = await say(alice, room_id, "before", "damaged", "after")
+    await server.write(damage, damaged)
+    federation.network.join("bridge.example", bridge)
+    await trio.sleep(120)
+    assert bodies(bridge) == ["first", "before", "after"]
+
+
+def damage(tx: Transaction, event_id: str) -> None:
+    event = find_stored_by_id(tx, EventID(event_id))
+    assert event is not None
+    tx.run("UPDATE events SET sender_nid = 999999 WHERE position = ?", event.position)
 
 
 async def test_a_dead_bridge_delays_no_other(federation: Federation, tmp_path: Path) -> None:

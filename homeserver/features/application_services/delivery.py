@@ -8,6 +8,7 @@ Theory of operation
 - The row says up to which position of the stream the service has everything, and where the transaction under way ends.
   The latter is stored before anything is sent, so after a crash the same events are sent under the same ID.
 - A service that cannot be reached, or fails, is tried again after a pause that doubles up to RETRY_S_MAX.
+- What the disk has damaged is left out, position by position, and the log says so.
 - What it refuses (400, 413 and the like) it would refuse again. The transaction is cut in halves, with new IDs, until a
   single event is refused. That one is left out, and the log says so. So no event can keep a bridge from all later ones.
 """
@@ -22,10 +23,17 @@ import trio
 
 from homeserver import limits
 from homeserver.config import ApplicationService
+from homeserver.database import DatabaseDamaged
 from homeserver.encoding import to_json
 from homeserver.features.application_services.interest import Interests
 from homeserver.features.application_services.storage import Progress, create_progress, store_progress
-from homeserver.features.application_services.transactions import EVENTS_MAX, EphemeralSource, Outgoing, read_outgoing
+from homeserver.features.application_services.transactions import (
+    EVENTS_MAX,
+    SPAN_MAX,
+    EphemeralSource,
+    Outgoing,
+    read_outgoing,
+)
 from homeserver.federation.wire import WireError
 from homeserver.remote.application_services import request
 from homeserver.resources import Resources
@@ -107,9 +115,18 @@ class _Delivery:
     async def _read(self, upto: int) -> Outgoing:
         """Returns the next transaction: after a crash the one that was under way, whatever that has become."""
         since, sending, _ = self._progress
-        return await self._hs.database.read(
-            read_outgoing, self._interests, self._sources, self._service, since, sending or upto, self._events_max
-        )
+        upto = min(sending or upto, since + SPAN_MAX)
+        while True:
+            try:
+                return await self._hs.database.read(
+                    read_outgoing, self._interests, self._sources, self._service, since, upto, self._events_max
+                )
+            except DatabaseDamaged as error:
+                if upto == since + 1:
+                    about = {"service": self._service.id, "position": upto, "damage": str(error)}
+                    _log.error("an application service is not sent what is damaged", extra=about)
+                    return Outgoing(upto, [], [])
+                upto = since + (upto - since) // 2
 
     async def _send(self, outgoing: Outgoing) -> None:
         """Sends one transaction until it is taken, or cut because it was refused."""

@@ -38,9 +38,9 @@ class Interests:
 
     def has_room(self, tx: Transaction, service: ApplicationService, room_id: RoomID) -> bool:
         """Returns whether a room is in a namespace of the service, or one of the service's users is in the room."""
-        if room_id in service.rooms or any(alias in service.aliases for alias in list_aliases(tx, room_id)):
+        if service.id in self._with_members(tx, room_id) or room_id in service.rooms:
             return True
-        return service.id in self._with_members(tx, room_id)
+        return bool(service.aliases) and any(alias in service.aliases for alias in list_aliases(tx, room_id))
 
     def has_user(self, tx: Transaction, service: ApplicationService, user_id: UserID) -> bool:
         """Returns whether a user is the service's, or is in a room that interests it."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 import msgspec
 
-from homeserver import limits
 from homeserver.api.routes import Request, Routes
 from homeserver.authenticate import Requester, note_seen
 from homeserver.database import Transaction
@@ -20,14 +18,9 @@ from homeserver.users import accounts
 from homeserver.users.accounts import read_identifier
 from homeserver.users.application_services import get_service
 from homeserver.users.devices import check_device_id, log_in
-from homeserver.users.passwords import verify_password
+from homeserver.users.password_login import check_password, count_login, keep_checked, log_failed_login
 from homeserver.users.proof_tokens import LIFETIMES_MS, Purpose, create_proof, delete_proof, find_proven
-from homeserver.users.threepids import identify
 from homeserver.users.user_interactive import Authentication, delete_session, password_stage, require_stages
-
-_log = logging.getLogger(__name__)
-
-LOGINS_COUNTER = "homeserver_logins_total"
 
 routes = Routes()
 
@@ -55,7 +48,6 @@ class LoginBody(msgspec.Struct, frozen=True):
 @routes.post("/_matrix/client/v3/login", rate_limit="login")
 async def login(hs: Resources, body: LoginBody, request: Request) -> JsonObject:
     check_device_id(body.device_id)
-    hs.metrics.describe(LOGINS_COUNTER, "Attempts to log in.")
     try:
         if body.type == "m.login.password":
             answer = await _log_in_with_password(hs, body, request)
@@ -66,26 +58,14 @@ async def login(hs: Resources, body: LoginBody, request: Request) -> JsonObject:
         else:
             raise MatrixError(400, "M_UNKNOWN", "This login type is not supported.")
     except MatrixError as error:
-        hs.metrics.count(LOGINS_COUNTER, (("outcome", "refused"),))
-        _log_failure(body, request, error)
+        count_login(hs, "refused")
+        log_failed_login(request.client_ip, (body.identifier or {}).get("user", body.user), error.errcode)
         raise
-    hs.metrics.count(LOGINS_COUNTER, (("outcome", "accepted"),))
+    count_login(hs, "accepted")
     note_seen(hs, UserID(answer["user_id"]), answer["device_id"], request, hs.now_ms())
     if hs.config.public.serve_well_known:
         answer["well_known"] = hs.config.client_discovery()
     return answer
-
-
-def _log_failure(body: LoginBody, request: Request, error: MatrixError) -> None:
-    """Logs a line that programs such as fail2ban follow: docs/administration.md has its format.
-
-    The address comes first, so that nothing in the user's name can be mistaken for it.
-    """
-    name = (body.identifier or {}).get("user", body.user)
-    shown = name[: limits.LOGGED_NAME_CHARACTERS_MAX] if isinstance(name, str) else ""
-    _log.warning(
-        "login failed", extra={"address": request.client_ip, "user": shown, "errcode": error.errcode}
-    )  # fmt: skip
 
 
 # --- with a password ---
@@ -103,29 +83,11 @@ async def _check_password(hs: Resources, body: LoginBody, address: str) -> tuple
     identifier = body.identifier
     if identifier is None and body.user is None and body.address is not None:
         identifier = {"type": "m.id.thirdparty", "medium": body.medium, "address": body.address}
-    user_id, user = await hs.database.read(_find_account, identifier, body.user)
-    password_hash = None if user is None else user.password_hash
-    verdict = await verify_password(hs, user_id, password_hash, body.password, address=address)
-    if user is not None and user.is_deactivated:
-        raise MatrixError(403, "M_USER_DEACTIVATED", "This account has been deactivated.")
-    if not verdict.is_right:
-        raise accounts.wrong_password()
-    return user_id, verdict.new_hash
-
-
-def _find_account(
-    tx: Transaction, identifier: JsonObject | None, name: str | None
-) -> tuple[UserID, accounts.User | None]:
-    """Returns the user that an identifier means, and the account if there is one."""
-    user_id = identify(tx, identifier, name)
-    return user_id, accounts.find_user(tx, user_id)
+    return await check_password(hs, identifier, body.user, body.password, address=address)
 
 
 def _store_login(tx: Transaction, user_id: UserID, body: LoginBody, new_hash: str | None) -> JsonObject:
-    if not accounts.is_active(tx, user_id):  # deactivated while the password was checked
-        raise MatrixError(403, "M_USER_DEACTIVATED", "This account has been deactivated.")
-    if new_hash is not None:
-        accounts.store_password_hash(tx, user_id, new_hash)
+    keep_checked(tx, user_id, new_hash)
     return log_in(tx, user_id, body.device_id, body.initial_device_display_name, bool(body.refresh_token))
 
 

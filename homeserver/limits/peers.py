@@ -224,6 +224,8 @@ LEAVE_RETRY_MS_MAX = 10 * 60 * 1000
 # How long this is tried. A server that was away for longer has other things to catch up with.
 LEAVE_KEPT_MS = 90 * 24 * 60 * 60 * 1000
 LEAVES_AT_ONCE_MAX = 20
+# Servers at which stored friend requests are delivered at a time. One that does not answer holds a place for a minute.
+FRIEND_LANES_MAX = 50
 # Stripped state from an inviter or a room. Real ones have a dozen events.
 STRIPPED_EVENTS_MAX = 50
 STRIPPED_BYTES_MAX = 64 * 1024

@@ -21,9 +21,7 @@ gets a tombstone that names the one that remains, and is left. If both became jo
 accepted at once, the smaller ID decides again. A server that decides on old information can only join a room that the
 other one closes: that ends in a leave, never in a second conversation.
 
-What needs another server, or cannot happen in the write that decided it, is a row of `friend_tasks`: it survives a
-crash, and is retried until it succeeds, is refused, or is not wanted any more. A task may be repeated: each begins with
-a look at the memberships.
+What needs another server, or cannot happen in the write that decided it, is a task, see `friend_tasks.py`.
 
 Both people have the same power in their rooms, so the inviter cannot retract an invitation by a kick. A request that is
 withdrawn is therefore told to the other server by an EDU (`friend_withdrawals`), upon which it drops the invitation.
@@ -32,15 +30,13 @@ withdrawn is therefore told to the other server by an EDU (`friend_withdrawals`)
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError
 from homeserver.feature import JsonObject
 from homeserver.federation.build import Draft
 from homeserver.federation.identifiers import RoomID, ServerName, UserID, server_name_of
-from homeserver.moments import is_ahead
 from homeserver.rooms.append import append_local
 from homeserver.rooms.conversations import find_only_other
 from homeserver.rooms.heads import find_head, state_content
@@ -57,35 +53,12 @@ from homeserver.rooms.storage import StoredEvent, TimelineEvent, find_stored_at,
 from homeserver.users.account_data import find_account_data, store_account_data
 from homeserver.users.accounts import is_active
 from homeserver.users.blocking import FRIEND_MARK, ignored_users
+from homeserver.users.friend_tasks import Task, TaskKind, delete_task, store_task
 from homeserver.users.friends import FriendState, is_friend, list_friends, store_friend
 from homeserver.users.privacy import note_other_friends
 
-WAKE_KEY = "friends"
-"""Wakes the task that does what is listed in `friend_tasks`."""
-RETRY_MS_MAX = 60_000
-"""The longest pause between attempts. Each costs a request or two, and somebody may be waiting for the answer."""
-KEPT_MS = 90 * 24 * 60 * 60 * 1000
-"""How long a request is delivered to a server that does not answer."""
 WITHDRAWALS_PER_SERVER_MAX = 1_000
 """What a server that never comes back costs. An invitation that it does not drop leads to an empty room."""
-
-TaskKind = Literal["invite", "join", "close"]
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """What is left to do for a user in a conversation: invite the other person, join, or close it.
-
-    message: goes with the invitation. failures: attempts without an answer.
-    """
-
-    user_id: UserID
-    other: UserID
-    room_id: RoomID
-    kind: TaskKind
-    message: str = ""
-    since_ms: int = 0
-    failures: int = 0
 
 
 class Conversation(NamedTuple):
@@ -332,81 +305,6 @@ def read_states(tx: Transaction, user_id: UserID) -> JsonObject:
             if each.state != "none" and each.user_id not in ignored
         ]
     }
-
-
-# --- tasks ---
-
-
-def store_task(tx: Transaction, task: Task) -> None:
-    """Stores a task to be done at once, in place of the conversation's task if it has one."""
-    tx.run(
-        "INSERT INTO friend_tasks (user_nid, friend_nid, room_nid, kind, message, since_ms, failures, retry_after_ms)"
-        " VALUES (?, ?, ?, ?, ?, ?, 0, 0) ON CONFLICT (user_nid, friend_nid, room_nid) DO UPDATE SET"
-        " kind = excluded.kind, message = excluded.message, since_ms = excluded.since_ms, failures = 0,"
-        " retry_after_ms = 0",
-        tx.intern(task.user_id), tx.intern(task.other), tx.intern(task.room_id), task.kind, task.message, tx.now_ms,
-    )  # fmt: skip
-    tx.wake(WAKE_KEY)
-
-
-def delete_task(tx: Transaction, user_id: UserID, other: UserID, room_id: RoomID) -> None:
-    """Deletes the task of a conversation, if it has one."""
-    tx.run(
-        "DELETE FROM friend_tasks WHERE user_nid = ? AND friend_nid = ? AND room_nid = ?",
-        tx.find(user_id), tx.find(other), tx.find(room_id),
-    )  # fmt: skip
-
-
-def list_tasks(tx: Transaction, user_id: UserID, other: UserID) -> list[Task]:
-    """Returns the tasks of a pair."""
-    rows = tx.all(
-        "SELECT user_nid, friend_nid, room_nid, kind, message, since_ms, failures FROM friend_tasks"
-        " WHERE user_nid = ? AND friend_nid = ? ORDER BY room_nid",
-        tx.find(user_id), tx.find(other),
-    )  # fmt: skip
-    return [_read_task(tx, row) for row in rows]
-
-
-def list_tasks_due(tx: Transaction) -> tuple[list[Task], float, int]:
-    """Returns the tasks that are due, in how many milliseconds the next one is due, and the stream position."""
-    due: list[Task] = []
-    next_ms = float("inf")
-    rows = tx.all(
-        "SELECT user_nid, friend_nid, room_nid, kind, message, since_ms, failures, retry_after_ms FROM friend_tasks"
-    )
-    for row in rows:
-        if is_ahead(row[7], tx.now_ms, 2 * RETRY_MS_MAX):
-            next_ms = min(next_ms, row[7] - tx.now_ms)
-        else:
-            due.append(_read_task(tx, row))
-    return due, next_ms, tx.position
-
-
-def _read_task(tx: Transaction, row: Sequence[Any]) -> Task:
-    user_nid, friend_nid, room_nid, kind, message, since_ms, failures = row[:7]
-    names = tx.names((user_nid, friend_nid, room_nid))
-    user_id, other, room_id = UserID(names[user_nid]), UserID(names[friend_nid]), RoomID(names[room_nid])
-    return Task(user_id, other, room_id, kind, message, since_ms, failures)
-
-
-def note_failed_task(tx: Transaction, task: Task, delay_ms: int) -> None:
-    """Notes that no server has answered. The next attempt comes after the delay."""
-    tx.run(
-        "UPDATE friend_tasks SET failures = failures + 1, retry_after_ms = ? WHERE user_nid = ? AND friend_nid = ?"
-        " AND room_nid = ? AND kind = ?",
-        tx.now_ms + min(delay_ms, RETRY_MS_MAX), tx.find(task.user_id), tx.find(task.other), tx.find(task.room_id),
-        task.kind,
-    )  # fmt: skip
-
-
-def note_sign_of_life(tx: Transaction, user_id: UserID, other: UserID) -> None:
-    """Makes the tasks of a pair due: the other server has just said something about it."""
-    changed = tx.run(
-        "UPDATE friend_tasks SET retry_after_ms = 0 WHERE user_nid = ? AND friend_nid = ? AND retry_after_ms > 0",
-        tx.find(user_id), tx.find(other),
-    )  # fmt: skip
-    if changed:
-        tx.wake(WAKE_KEY)
 
 
 # --- withdrawals ---

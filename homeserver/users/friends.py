@@ -28,7 +28,8 @@ FriendState = Literal["friend", "incoming", "outgoing", "none"]
 # incoming, outgoing, or none after the end. room_nid: the conversation, 0 if there is none. position: of the last
 # change of the row. A row of a user with themselves says up to which position ended rows have been deleted.
 # friend_rooms: the conversations of each pair that the user is in or invited to. friend_tasks: what this server still
-# has to do in one of them, see `Task`. friend_withdrawals: withdrawn requests that the other server has yet to hear of.
+# has to do in one of them. friend_lanes: a row for each server that has tasks; see `friend_tasks.py` for both.
+# friend_withdrawals: withdrawn requests that the other server has yet to hear of.
 SCHEMA = Schema(
     "friends",
     (
@@ -76,6 +77,19 @@ SCHEMA = Schema(
                 room_nid INTEGER NOT NULL
             );
             CREATE INDEX friend_withdrawals_of_server ON friend_withdrawals (server_nid, position);
+            """,
+        ),
+        Step(
+            "003_lanes",
+            """
+            ALTER TABLE friend_tasks ADD COLUMN server_nid INTEGER NOT NULL DEFAULT 0;
+            CREATE INDEX friend_tasks_of_server ON friend_tasks (server_nid, retry_after_ms);
+            CREATE TABLE friend_lanes (
+                server_nid INTEGER PRIMARY KEY,
+                failures INTEGER NOT NULL,
+                retry_after_ms INTEGER NOT NULL
+            );
+            CREATE INDEX friend_lanes_by_time ON friend_lanes (retry_after_ms);
             """,
         ),
     ),

@@ -1,15 +1,17 @@
 """Not in the spec: docs/friends.md. A pair has one conversation, whatever happens while the two ask each other.
 
-Two servers that are started again, and a network that fails: requests, ends, partitions, losses and restarts in any
-order, also in the middle of one another. Then the network is whole again, and both people ask once more, as people do.
-In the end they are friends in one room, and in no other.
+Two or three servers that are started again, and a network that fails: requests, ends, partitions, losses and restarts
+in any order, also in the middle of one another. Then the network is whole again, and all people ask each other once
+more, as people do. In the end each two are friends in one room, and in no other.
 """
 
 from __future__ import annotations
 
 import contextlib
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,8 @@ from homeserver.errors import ClosedError, MatrixError
 from homeserver.server import Homeserver
 from homeserver.testing import FakeNetwork, one_server, run
 
-A, B = "a.example", "b.example"
-PEOPLE = {A: "@alice:a.example", B: "@bob:b.example"}
-OTHER = {A: B, B: A}
+A, B, C = "a.example", "b.example", "c.example"
+PEOPLE = {A: "@alice:a.example", B: "@bob:b.example", C: "@carol:c.example"}
 
 
 @dataclass
@@ -34,8 +35,8 @@ class Running:
 
 
 @dataclass
-class Pair:
-    """Two people, the servers that they live on, and what is under way."""
+class World:
+    """People, the servers that they live on, and what is under way."""
 
     folder: Path
     network: FakeNetwork
@@ -67,80 +68,108 @@ class Pair:
         client = await self.running[name].hs.log_in(PEOPLE[name])
         return await client.call(operation, *path, **options)
 
-    async def ask(self, name: str) -> None:
-        await self._try(name, "set_friend", body={"encrypted": False})
+    async def ask(self, name: str, other: str) -> None:
+        await self._try(name, "set_friend", other, body={"encrypted": False})
 
-    async def end(self, name: str) -> None:
-        await self._try(name, "delete_friend")
+    async def end(self, name: str, other: str) -> None:
+        await self._try(name, "delete_friend", other)
 
-    async def _try(self, name: str, operation: str, **options: Any) -> None:
+    async def _try(self, name: str, operation: str, other: str, **options: Any) -> None:
         with contextlib.suppress(MatrixError, ClosedError):
             if name in self.running:
-                await self.call(name, operation, PEOPLE[OTHER[name]], **options)
+                await self.call(name, operation, PEOPLE[other], **options)
 
-    async def do(self, step: str, name: str) -> None:
+    async def do(self, step: str, name: str, other: str) -> None:
         """Does a step. Requests go on in the background."""
         if step == "ask":
-            self.nursery.start_soon(self.ask, name)
+            self.nursery.start_soon(self.ask, name, other)
         elif step == "end":
-            self.nursery.start_soon(self.end, name)
+            self.nursery.start_soon(self.end, name, other)
         elif step == "restart":
             await self.stop(name)
             await self.start(name)
         elif step == "cut":
-            self.network.cut(A, B)
+            self.network.cut(name, other)
         elif step == "heal":
             self.network.heal()
         else:
             await trio.sleep({"moment": 0.07, "while": 3, "hour": 3600}[step])
 
-    async def view(self, name: str) -> tuple[list[tuple[str, str]], list[str], list[str]]:
+    async def view(self, name: str) -> tuple[dict[str, tuple[str, str]], list[str], dict[str, list[str]]]:
         """Returns states and rooms of the friends, the rooms that the user is in, and their direct chats."""
         friends = (await self.call(name, "get_friends"))["friends"]
         joined = (await self.call(name, "get_joined_rooms"))["joined_rooms"]
         direct = await self.call(name, "get_account_data", PEOPLE[name], "m.direct")
-        return [(each["state"], each["room_id"]) for each in friends], joined, direct.get(PEOPLE[OTHER[name]], [])
+        return {each["user_id"]: (each["state"], each["room_id"]) for each in friends}, sorted(joined), direct
 
 
-async def _live(steps: list[tuple[str, str]], loss: float) -> None:
+async def _live(names: Sequence[str], steps: Sequence[tuple[str, str, str]], loss: float) -> None:
     with tempfile.TemporaryDirectory() as folder:
         network = FakeNetwork(latency_s=0.05, loss=loss, seed=1)
         async with trio.open_nursery() as nursery:
-            pair = Pair(Path(folder), network, nursery)
-            for name in (A, B):
-                await pair.start(name)
-            for step, name in steps:
-                await pair.do(step, name)
+            world = World(Path(folder), network, nursery)
+            for name in names:
+                await world.start(name)
+            for step, name, other in steps:
+                await world.do(step, name, other)
             network.heal()
             network.loss = 0
+            for _ in range(2):  # what is asked first may have crossed an end
+                await trio.sleep(3600)
+                for name, other in permutations(names, 2):
+                    await world.ask(name, other)
             await trio.sleep(3600)
-            await pair.ask(A)
-            await pair.ask(B)
-            await trio.sleep(3600)
-            await pair.ask(A)  # it may have crossed an end
-            await pair.ask(B)
-            await trio.sleep(3600)
-            views = [await pair.view(name) for name in (A, B)]
-            for name in (A, B):
-                await pair.stop(name)
-    (friend,) = views[0][0]
-    assert friend[0] == "friend"
-    assert views == [([friend], [friend[1]], [friend[1]])] * 2
+            views = {name: await world.view(name) for name in names}
+            for name in names:
+                await world.stop(name)
+    conversations = {}
+    for name, other in combinations(names, 2):
+        state, room_id = views[name][0][PEOPLE[other]]
+        assert state == "friend"
+        conversations[name, other] = conversations[other, name] = room_id
+    for name in names:
+        others = [other for other in names if other != name]
+        own = {PEOPLE[other]: conversations[name, other] for other in others}
+        friends, joined, direct = views[name]
+        assert friends == {user_id: ("friend", room_id) for user_id, room_id in own.items()}
+        assert joined == sorted(own.values())
+        assert direct == {user_id: [room_id] for user_id, room_id in own.items()}
 
 
-ASKED_AT_ONCE = [("cut", A), ("ask", A), ("ask", B), ("while", A), ("heal", A)]
-STEPS = st.tuples(
-    st.sampled_from(["ask", "ask", "ask", "end", "restart", "cut", "heal", "moment", "while", "hour"]),
-    st.sampled_from([A, B]),
+KINDS = ["ask", "ask", "ask", "end", "restart", "cut", "heal", "moment", "while", "hour"]
+ASKED_AT_ONCE = [("cut", A, B), ("ask", A, B), ("ask", B, A), ("while", A, B), ("heal", A, B)]
+PAIR_STEPS = st.tuples(st.sampled_from(KINDS), st.sampled_from([(A, B), (B, A)])).map(lambda each: (each[0], *each[1]))
+ALL_STEPS = st.tuples(st.sampled_from(KINDS), st.sampled_from(list(permutations((A, B, C), 2)))).map(
+    lambda each: (each[0], *each[1])
 )
 
 
-@example(steps=[("ask", A), ("ask", B)], loss=0)
-@example(steps=[("ask", A), ("moment", A), ("ask", B), ("moment", A), ("ask", A)], loss=0)
+@example(steps=[("ask", A, B), ("ask", B, A)], loss=0)
+@example(steps=[("ask", A, B), ("moment", A, B), ("ask", B, A), ("moment", A, B), ("ask", A, B)], loss=0)
 @example(steps=ASKED_AT_ONCE, loss=0)
-@example(steps=[*ASKED_AT_ONCE, ("restart", B), ("moment", A), ("restart", A)], loss=0.2)
-@example(steps=[("ask", A), ("while", A), ("cut", A), ("end", A), ("ask", A), ("ask", B), ("heal", A)], loss=0)
-@given(steps=st.lists(STEPS, max_size=12), loss=st.sampled_from([0.0, 0.3]))
+@example(steps=[*ASKED_AT_ONCE, ("restart", B, A), ("moment", A, B), ("restart", A, B)], loss=0.2)
+@example(
+    steps=[
+        ("ask", A, B), ("while", A, B), ("cut", A, B), ("end", A, B), ("ask", A, B), ("ask", B, A), ("heal", A, B),
+    ],
+    loss=0,
+)  # fmt: skip
+@given(steps=st.lists(PAIR_STEPS, max_size=12), loss=st.sampled_from([0.0, 0.3]))
 @settings(max_examples=10)
-def test_a_pair_has_one_conversation_whatever_happens(steps: list[tuple[str, str]], loss: float) -> None:
-    run(lambda: _live(steps, loss))
+def test_a_pair_has_one_conversation_whatever_happens(steps: list[tuple[str, str, str]], loss: float) -> None:
+    run(lambda: _live((A, B), steps, loss))
+
+
+@example(
+    steps=[
+        ("cut", A, C), ("cut", B, C), ("ask", A, C), ("ask", C, A), ("ask", A, B), ("ask", B, C), ("while", A, B),
+        ("ask", B, A), ("restart", A, B), ("heal", A, C), ("ask", C, B), ("restart", C, A),
+    ],
+    loss=0.2,
+)  # fmt: skip
+@given(steps=st.lists(ALL_STEPS, max_size=16), loss=st.sampled_from([0.0, 0.3]))
+@settings(max_examples=6)
+def test_three_people_have_one_conversation_each_whatever_happens(
+    steps: list[tuple[str, str, str]], loss: float
+) -> None:
+    run(lambda: _live((A, B, C), steps, loss))

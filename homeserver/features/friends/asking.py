@@ -24,15 +24,8 @@ from homeserver.rooms.heads import get_head, state_content
 from homeserver.rooms.power import initial_levels
 from homeserver.users.accounts import find_user
 from homeserver.users.blocking import FRIEND_MARK, check_pending, find_refusal, ignored_users
-from homeserver.users.friend_rooms import (
-    Conversation,
-    Task,
-    delete_task,
-    list_conversations,
-    note_room,
-    refresh,
-    store_task,
-)
+from homeserver.users.friend_rooms import Conversation, list_conversations, note_room, refresh
+from homeserver.users.friend_tasks import Task, delete_task, store_task
 from homeserver.users.friends import Friend, FriendState, count_friends, find_friend
 from homeserver.users.presence import note_activity
 from homeserver.users.profile import get_member_profile

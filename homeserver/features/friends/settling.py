@@ -2,8 +2,9 @@
 
 Theory of operation. `settle` does the tasks of one pair, one after the other, until there are none or a server does not
 answer. A request waits for it for a while; `settle_later` does the same for tasks of earlier requests, of the tail, and
-of before a restart. Both share one run for each pair (`hs.flights`). Each task ends in one write, together with the
-rows that follow from it (`users/friend_rooms.py::refresh`), so a crash between two steps repeats a step at most.
+of before a restart, with a lane for each server (`users/friend_tasks.py`). Both share one run for each pair
+(`hs.flights`). Each task ends in one write, together with the rows that follow from it
+(`users/friend_rooms.py::refresh`), so a crash between two steps repeats a step at most.
 
 `follow` is the tail: when a membership of a conversation has changed, it refreshes the rows of its pair, no matter
 who changed it. So a person may accept by joining in any client, and refuse by leaving.
@@ -12,12 +13,12 @@ who changed it. So a person may accept by joining in any client, and refuse by l
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 
 import msgspec
 import trio
 
-from homeserver import limits
 from homeserver.database import Transaction
 from homeserver.database.lane import Lane
 from homeserver.database.parked import RETRY_KEY
@@ -27,6 +28,7 @@ from homeserver.features.friends.asking import append_join, close, invitation
 from homeserver.federation.build import Draft
 from homeserver.federation.identifiers import RoomID, ServerName, UserID, server_name_of
 from homeserver.federation.wire import WireError
+from homeserver.limits.peers import FRIEND_LANES_MAX
 from homeserver.process.back_off import retry_delay_ms
 from homeserver.remote.inviting import invite_user
 from homeserver.remote.joining import join_room
@@ -37,24 +39,33 @@ from homeserver.resources import Resources
 from homeserver.rooms.member_changes import list_members_changed, list_rooms_with_member_changes
 from homeserver.rooms.membership import find_membership, find_room_membership
 from homeserver.users.friend_rooms import (
-    KEPT_MS,
-    WAKE_KEY,
-    Task,
     Withdrawal,
-    delete_task,
     delete_withdrawals,
     derive,
     find_partner,
     list_conversations,
     list_pairs,
-    list_tasks,
-    list_tasks_due,
     list_withdrawals,
     list_withdrawals_for,
-    note_failed_task,
     note_room,
-    note_sign_of_life,
     refresh,
+)
+from homeserver.users.friend_tasks import (
+    KEPT_MS,
+    WAKE_KEY,
+    Task,
+    count_failures,
+    delete_task,
+    find_lane_task,
+    list_lanes_due,
+    list_tasks,
+    note_answer,
+    note_failed_task,
+    note_given_up,
+    note_lane_done,
+    note_sign_of_life,
+    note_silent,
+    replace_unplaced_tasks,
 )
 from homeserver.users.profile import get_member_profile
 
@@ -88,18 +99,28 @@ async def _settle(hs: Resources, user_id: UserID, other: UserID) -> None:
             await _do(hs, task)
         except MatrixError as error:
             if not await _is_final(hs, task, error):
-                await hs.database.write(note_failed_task, task, _delay_ms(hs, task))
+                await hs.database.write(_note_failure, task, _is_silence(error))
                 break
             about = {"user_id": user_id, "other": other, "room_id": task.room_id, "reason": error.error}
             _log.info("friend request refused", extra=about)
             refusal = refusal or _explain(error, other)
-            await hs.database.write(_give_up, task)
+            await hs.database.write(_give_up, task, _is_silence(error))
     if refusal is not None:
         raise refusal
 
 
-def _delay_ms(hs: Resources, task: Task) -> int:
-    return retry_delay_ms(hs.server_name, server_name_of(task.other), task.failures)
+def _note_failure(tx: Transaction, task: Task, is_silent: bool) -> None:
+    server, own = server_name_of(task.other), tx.server.name
+    note_failed_task(tx, task, retry_delay_ms(own, server, task.failures))
+    if is_silent:
+        note_silent(tx, server, retry_delay_ms(own, server, count_failures(tx, server)))
+    else:
+        note_answer(tx, server)
+
+
+def _is_silence(error: MatrixError) -> bool:
+    """Returns whether the server has not answered, or has asked us to wait, so that its other tasks would fail too."""
+    return error.status == 429 or isinstance(error.__cause__, Unreachable)
 
 
 async def _do(hs: Resources, task: Task) -> None:
@@ -117,7 +138,7 @@ async def _join(hs: Resources, task: Task) -> None:
     content = await hs.database.read(get_member_profile, task.user_id)
     via = [server_name_of(task.other)]
     await join_room(hs, task.user_id, task.room_id, via, content)
-    await hs.database.write(_finish, task)
+    await hs.database.write(_finish_elsewhere, task)
 
 
 def _join_here(tx: Transaction, task: Task) -> bool:
@@ -135,7 +156,9 @@ async def _invite(hs: Resources, task: Task) -> None:
     if await hs.database.read(_needs_invitation, task):
         content = invitation(task.message)
         await invite_user(hs, Draft(task.room_id, task.user_id, "m.room.member", content, state_key=task.other))
-    await hs.database.write(_finish, task)
+        await hs.database.write(_finish_elsewhere, task)
+    else:
+        await hs.database.write(_finish, task)
 
 
 def _needs_invitation(tx: Transaction, task: Task) -> bool:
@@ -156,6 +179,12 @@ def _finish(tx: Transaction, task: Task) -> None:
     delete_task(tx, task.user_id, task.other, task.room_id)
     refresh(tx, task.user_id, task.other)
     refresh(tx, task.other, task.user_id)
+
+
+def _finish_elsewhere(tx: Transaction, task: Task) -> None:
+    """Ends a task that the other server has taken part in."""
+    note_answer(tx, server_name_of(task.other))
+    _finish(tx, task)
 
 
 async def _is_final(hs: Resources, task: Task, error: MatrixError) -> bool:
@@ -186,8 +215,10 @@ def _explain(error: MatrixError, other: UserID) -> MatrixError:
     return error
 
 
-def _give_up(tx: Transaction, task: Task) -> None:
+def _give_up(tx: Transaction, task: Task, is_silent: bool) -> None:
     """Undoes what a refused task was for: the invitation of the other person, or the user's own."""
+    if not is_silent:
+        note_answer(tx, server_name_of(task.other))
     if task.kind == "join":
         store_outside_leave(tx, tx.server.name, task.room_id, task.user_id)
     elif find_membership(tx, task.room_id, task.user_id) == "join":
@@ -197,33 +228,51 @@ def _give_up(tx: Transaction, task: Task) -> None:
 
 async def settle_later(hs: Resources) -> None:
     """Does stored tasks, until it is cancelled. Only one node of several does this at a time."""
-    lane = Lane("friends", hs.database, hs.metrics)
-    limiter = trio.CapacityLimiter(limits.peers.LEAVES_AT_ONCE_MAX)
-
-    async def settle_pair(pair: tuple[UserID, UserID]) -> None:
-        async with limiter:
-            await lane.work([pair], _settle_one)
-
-    async def _settle_one(pairs: Sequence[tuple[UserID, UserID]]) -> None:
-        for user_id, other in pairs:
-            try:
-                await settle(hs, user_id, other)
-            except MatrixError as error:  # the request has failed; its user sees that in the list
-                _log.debug("friend request not delivered", extra={"user_id": user_id, "reason": error.error})
-                if error.status >= 500:  # too much is under way, and the task is still due
-                    await trio.sleep(_BUSY_PAUSE_S)
-
+    parked = Lane("friends", hs.database, hs.metrics)
     while True:
-        async with hs.database.hold("friends"):
+        async with hs.database.hold("friends"), trio.open_nursery() as nursery:
+            await hs.database.write(replace_unplaced_tasks)
+            busy: set[ServerName] = set()
             while True:
-                tasks, next_ms, position = await hs.database.read(list_tasks_due)
-                pairs = sorted({(task.user_id, task.other) for task in tasks})
-                pairs = await lane.without_parked(pairs)
-                async with trio.open_nursery() as nursery:
-                    for pair in pairs:
-                        nursery.start_soon(settle_pair, pair)
-                if not pairs:
-                    await hs.stream.wait((WAKE_KEY, RETRY_KEY), position, trio.current_time() + next_ms / 1000)
+                free = FRIEND_LANES_MAX - len(busy)
+                servers, next_ms, position = await hs.database.read(list_lanes_due, busy, free)
+                for server in servers:
+                    busy.add(server)
+                    nursery.start_soon(_run_lane, hs, parked, server, busy)
+                deadline = math.inf if free == 0 else trio.current_time() + next_ms / 1000
+                await hs.stream.wait((WAKE_KEY, RETRY_KEY), position, deadline)
+
+
+async def _run_lane(hs: Resources, parked: Lane, server: ServerName, busy: set[ServerName]) -> None:
+    """Does the tasks of one lane, one after the other, until none is due or the server does not answer."""
+
+    async def do(tasks: Sequence[Task]) -> None:
+        for task in tasks:
+            await _do_later(hs, task)
+
+    while (task := await hs.database.read(find_lane_task, server)) is not None:
+        if await parked.without_parked([task], _name_of):
+            await parked.work([task], do, _name_of)
+        else:
+            await hs.database.write(note_given_up, task)
+    busy.discard(server)
+    await hs.database.write(note_lane_done, server)
+
+
+def _name_of(task: Task) -> str:
+    return f"{task.user_id} {task.other} {task.room_id}"
+
+
+async def _do_later(hs: Resources, task: Task) -> None:
+    if task.kind == "close":  # other tasks of the pair may have to wait for another server
+        await hs.database.write(_close, task)
+        return
+    try:
+        await settle(hs, task.user_id, task.other)
+    except MatrixError as error:  # the request has failed; its user sees that in the list
+        _log.debug("friend request not delivered", extra={"user_id": task.user_id, "reason": error.error})
+        if error.status >= 500:  # too much is under way, and the task is still due
+            await trio.sleep(_BUSY_PAUSE_S)
 
 
 # --- following what others do ---

@@ -260,16 +260,17 @@ class Homeserver:
         database.get_needed_by(partial(_give_needed, self._resources))
         nursery.start_soon(database.outages.watch)
         register_metrics(self._resources)
+        resources = self._resources
         self._app = App(
             Dispatch(
-                self._resources,
+                resources,
                 [operation for feature in features for operation in feature.routes],
                 identify_origin=remote.identify_origin if config.federation.enabled else authenticate.refuse_origin,
                 find_appservice=find_asserted,
             ),
             websocket=sockets.serve_asgi,
             upgrade=sockets.take_over,
-            pages=lambda: make_pages(config),
+            pages=lambda: make_pages(resources),
         )
         sockets.open(self._app.dispatch)
         self._calls = Calls(self._app.dispatch)

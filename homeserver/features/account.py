@@ -39,9 +39,9 @@ from homeserver.rooms.append import append_local
 from homeserver.rooms.erasure import note_erased
 from homeserver.rooms.membership import find_membership, list_memberships
 from homeserver.users import accounts
-from homeserver.users.devices import delete_devices_of_user
 from homeserver.users.email_validation import delete_validation, email_stage
 from homeserver.users.inventory import Personal, forget_rest, list_rest
+from homeserver.users.password_login import replace_password
 from homeserver.users.passwords import check_new_password, hash_password
 from homeserver.users.threepids import EMAIL, find_owner
 from homeserver.users.user_interactive import (
@@ -100,10 +100,7 @@ def _change_password(
     delete_session(tx, authentication)
     user_id = _use_email(tx, authentication) if requester is None else requester.user_id
     device_id = None if requester is None else requester.device_id
-    accounts.store_password_hash(tx, user_id, password_hash)
-    if logout_devices:
-        authenticate.delete_tokens_of_user(tx, user_id, except_device_id=device_id)
-        delete_devices_of_user(tx, user_id, except_device_id=device_id)
+    replace_password(tx, user_id, password_hash, logout_devices=logout_devices, except_device_id=device_id)
 
 
 def _use_email(tx: Transaction, authentication: Authentication) -> UserID:
@@ -131,10 +128,7 @@ async def set_password(hs: Resources, user_id: UserID, password: str | None, *, 
 def _set_password(tx: Transaction, user_id: UserID, password_hash: str | None, logout_devices: bool) -> None:
     if not accounts.is_active(tx, user_id):
         raise accounts.no_account(user_id)
-    accounts.store_password_hash(tx, user_id, password_hash)
-    if logout_devices:
-        authenticate.delete_tokens_of_user(tx, user_id)
-        delete_devices_of_user(tx, user_id)
+    replace_password(tx, user_id, password_hash, logout_devices=logout_devices)
 
 
 class DeactivateBody(msgspec.Struct, frozen=True):

@@ -8,7 +8,7 @@ from homeserver.authenticate import Requester
 from homeserver.database import Transaction
 from homeserver.feature import Feature
 from homeserver.resources import Resources
-from homeserver.users.devices import delete_devices_of_user
+from homeserver.users.devices import delete_devices_of_user, log_out_everywhere
 
 routes = Routes()
 
@@ -32,8 +32,7 @@ def _log_out(tx: Transaction, requester: Requester) -> None:
 
 
 def _log_out_everywhere(tx: Transaction, requester: Requester) -> None:
-    authenticate.delete_tokens_of_user(tx, requester.user_id)
-    delete_devices_of_user(tx, requester.user_id)
+    log_out_everywhere(tx, requester.user_id)
 
 
 FEATURE = Feature(name="logout", spec="client-server-api/#post_matrixclientv3logout", routes=routes)

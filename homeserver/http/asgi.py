@@ -36,7 +36,8 @@ OpenSocket = Callable[[UpgradeRequest, Receive, Send, Collection[str]], Awaitabl
 
 API_PREFIXES = ("/_matrix", "/_homeserver", "/_synapse", "/.well-known")
 WEBSOCKET_PATH = "/_homeserver/client/v1/ws"
-CHAT_PAGE = "/_homeserver/chat"  # the one page below these prefixes, and the files below it
+# The pages below these prefixes: the page to talk in and its files, and those of the account.
+PAGES = ("/_homeserver/chat", "/_homeserver/account")
 
 
 @dataclass(slots=True)
@@ -135,8 +136,9 @@ class App:
             return
         if self._pages is None:
             # Reading and compressing their files takes some 50 ms. It is done for the first visitor.
-            self._pages = await trio.to_thread.run_sync(self.pages)
-        await self._pages(scope, receive, send)
+            self._pages = await self.dispatch.hs.workers.run(self.pages)
+        client = (client_address(scope, self.proxies), 0)  # the person's own address, not that of a proxy
+        await self._pages({**scope, "client": client}, receive, send)
 
 
 class _Body:
@@ -218,7 +220,7 @@ class _Body:
 
 def is_page(path: str) -> bool:
     """Returns whether a path belongs to the pages for people, not to an operation."""
-    return not path.startswith(API_PREFIXES) or (path.startswith(CHAT_PAGE) and path[len(CHAT_PAGE) :][:1] in ("", "/"))
+    return not path.startswith(API_PREFIXES) or any(path == page or path.startswith(f"{page}/") for page in PAGES)
 
 
 def raw_path(scope: Scope) -> str:

@@ -154,6 +154,17 @@ USER_INTERACTIVE_LIFETIME_MS = 24 * 60 * 60 * 1000
 # Anyone may start a session, at 300 bytes each. The oldest are dropped first.
 USER_INTERACTIVE_SESSIONS_MAX = 10_000
 
+# Account pages: a working day. For dangerous actions people show again who they are, if that was longer ago than
+# PAGE_CONFIRMATION_MS.
+PAGE_SESSION_LIFETIME_MS = 12 * 60 * 60 * 1000
+PAGE_CONFIRMATION_MS = 10 * 60 * 1000
+# Browsers of one person on one day.
+PAGE_SESSIONS_PER_USER_MAX = 20
+# Forms have a few short texts, and one has a picture: a photo of a phone, as it is.
+PAGE_FORM_BYTES_MAX = 64 * 1024
+PAGE_PICTURE_BYTES_MAX = 8 << 20
+PAGE_FORM_FIELDS_MAX = 20
+
 # Spec: client-server-api/#token-authenticated-registration
 REGISTRATION_TOKEN_CHARACTERS_MAX = 64
 

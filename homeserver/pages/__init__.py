@@ -1,8 +1,8 @@
 """Pages for people who open the server's address in a browser, next to the Matrix API.
 
-The page to talk in is made of files, which need no framework. The others are a Quart application. It takes much of a
-second to import, so it is imported when the first of them is requested: a server that only speaks Matrix, or serves the
-page to talk in, never loads it.
+The page to talk in is made of files, which need no framework. The others, such as the account pages, are a Quart
+application. It takes much of a second to import, so it is imported when the first of them is requested: a server that
+only speaks Matrix, or serves the page to talk in, never loads it.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-import trio
-
 from homeserver.config import Config
 from homeserver.pages import chat
+from homeserver.resources import Resources
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -34,16 +33,17 @@ ACCOUNTS = {
 }
 
 
-def make_pages(config: Config) -> AsgiApp:
-    """Returns the ASGI application for every path outside the Matrix API, and for the page to talk in."""
-    return Pages(config)
+def make_pages(hs: Resources) -> AsgiApp:
+    """Returns the ASGI application for every path outside the Matrix API, and for the pages below `/_homeserver/`."""
+    return Pages(hs)
 
 
 class Pages:
     """The ASGI application of all pages. Its requests are of HTTP only."""
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
+    def __init__(self, hs: Resources) -> None:
+        self._hs = hs
+        config = hs.config
         self._files = chat.ChatFiles(config.server_name, registration_of(config)) if config.chat.enabled else None
         self._others: AsgiApp | None = None
 
@@ -54,7 +54,7 @@ class Pages:
             answer = self._files.find(scope["path"].removeprefix(scope.get("root_path", "")), headers)
         if answer is None:
             if self._others is None:
-                self._others = await trio.to_thread.run_sync(_make_others, self._config)
+                self._others = await self._hs.workers.run(_make_others, self._hs)
             await self._others(scope, receive, send)
         elif scope["method"] not in ("GET", "HEAD"):
             await _send(chat.Answer(405, {"allow": "GET, HEAD"}), scope, send)
@@ -70,12 +70,16 @@ async def _send(answer: chat.Answer, scope: Scope, send: Send) -> None:
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else answer.body})
 
 
-def _make_others(config: Config) -> AsgiApp:
+def _make_others(hs: Resources) -> AsgiApp:
     """Returns the Quart application of the pages that are made from templates."""
     from quart import render_template  # late on purpose, see above
     from quart_trio import QuartTrio
 
+    from homeserver.pages.account import add_account_pages
+
+    config = hs.config
     pages = QuartTrio(__name__, template_folder=".", static_folder=None)
+    add_account_pages(pages, hs)
 
     @pages.get("/")
     async def show_welcome() -> str:

@@ -23,6 +23,7 @@ from homeserver.users.encryption.device_keys import delete_device_keys
 from homeserver.users.encryption.device_lists import note_device_created, note_device_list_changed
 from homeserver.users.encryption.inbox import forget_inbox
 from homeserver.users.encryption.one_time_keys import delete_one_time_keys
+from homeserver.users.page_sessions import forget_page_sessions
 from homeserver.users.push.pushers import delete_pushers_of_device
 from homeserver.users.sync_connections import forget_connections
 
@@ -225,9 +226,19 @@ def delete_devices_of_user(
         note_device_list_changed(tx, user_id, ended)
 
 
+def log_out_everywhere(
+    tx: Transaction, user_id: UserID, *, except_device_id: str | None = None, except_page_session: str | None = None
+) -> None:
+    """Logs a user out of all devices and browsers, except the given ones, and removes the devices."""
+    authenticate.delete_tokens_of_user(tx, user_id, except_device_id=except_device_id)
+    delete_devices_of_user(tx, user_id, except_device_id=except_device_id)
+    forget_page_sessions(tx, user_id, except_token=except_page_session)
+
+
 def forget_devices(tx: Transaction, user_id: UserID, erase: bool) -> bool:
-    """Deletes all devices and their tokens. Their deletion stays recorded for other servers' device lists."""
+    """Deletes all devices, their tokens, and page sessions. Their deletion stays recorded for other servers' lists."""
     delete_devices_of_user(tx, user_id)
+    forget_page_sessions(tx, user_id)
     return False
 
 

@@ -58,6 +58,7 @@ INVENTORY: tuple[Personal, ...] = (
     Personal("outgoing_mail", ends=_LATER),
     Personal("devices"),
     Personal("proof_tokens", hidden=("token_hash",)),
+    Personal("page_sessions", hidden=("token_hash",)),
     Personal("departures", ends=_LATER),
     Personal("erased_senders", "sender_nid", ends=_LATER),
     # What clients store, and how they sync

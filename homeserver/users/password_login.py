@@ -1,4 +1,7 @@
-"""Logging in with a password: what `POST /login` and the log-in page have in common. Spec: client-server-api/#login"""
+"""Logging in with a password, and replacing it: what the operations and the account pages have in common.
+
+Spec: client-server-api/#login, #password-management
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from homeserver.feature import JsonObject
 from homeserver.federation.identifiers import UserID
 from homeserver.resources import Resources
 from homeserver.users import accounts
+from homeserver.users.devices import log_out_everywhere
+from homeserver.users.page_sessions import forget_page_sessions
 from homeserver.users.passwords import verify_password
 from homeserver.users.threepids import identify
 
@@ -57,6 +62,25 @@ def keep_checked(tx: Transaction, user_id: UserID, new_hash: str | None) -> None
 def deactivated() -> MatrixError:
     """Returns 403 M_USER_DEACTIVATED."""
     return MatrixError(403, "M_USER_DEACTIVATED", "This account has been deactivated.")
+
+
+def replace_password(
+    tx: Transaction,
+    user_id: UserID,
+    password_hash: str | None,
+    *,
+    logout_devices: bool,
+    except_device_id: str | None = None,
+    except_page_session: str | None = None,
+) -> None:
+    """Stores a new password; None disables login by password. All browsers and, if so wished, all devices are logged
+    out, except the given ones.
+    """
+    accounts.store_password_hash(tx, user_id, password_hash)
+    if logout_devices:
+        log_out_everywhere(tx, user_id, except_device_id=except_device_id, except_page_session=except_page_session)
+    else:
+        forget_page_sessions(tx, user_id, except_token=except_page_session)
 
 
 def count_login(hs: Resources, outcome: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -23,7 +24,7 @@ LINES_MAX = 500
 
 async def get(start_server: StartServer, *paths: str, config: Config = CONFIG, **headers: str) -> list[httpx.Response]:
     async with start_server(Routes()) as server:
-        app = App(server.app.dispatch, pages=lambda: make_pages(config))
+        app = App(server.app.dispatch, pages=lambda: make_pages(replace(server.hs, config=config)))
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="https://test.example") as http:
             return [await http.get(path, headers=headers) for path in paths]
@@ -101,7 +102,7 @@ async def test_the_chat_page_knows_who_may_create_an_account(
 
 async def test_the_chat_page_is_only_read(start_server: StartServer) -> None:
     async with start_server(Routes()) as server:
-        app = App(server.app.dispatch, pages=lambda: make_pages(CONFIG))
+        app = App(server.app.dispatch, pages=lambda: make_pages(replace(server.hs, config=CONFIG)))
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="https://test.example") as http:
             posted, head = await http.post(chat.PATH), await http.head(chat.PATH)
     assert (posted.status_code, posted.headers["allow"]) == (405, "GET, HEAD")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -16,7 +17,7 @@ from tests.api.conftest import StartServer
 
 async def get(start_server: StartServer, path: str, config: Config) -> httpx.Response:
     async with start_server(Routes()) as server:
-        app = App(server.app.dispatch, pages=lambda: make_pages(config))
+        app = App(server.app.dispatch, pages=lambda: make_pages(replace(server.hs, config=config)))
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="https://test.example") as http:
             return await http.get(path)
 

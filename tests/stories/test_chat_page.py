@@ -73,7 +73,7 @@ class Person:
 
 async def load_page(server: Server) -> set[str]:
     """Opens the page as a browser does: its markup, and every module that one of its modules imports."""
-    transport = httpx.ASGITransport(make_pages(server.hs.config))
+    transport = httpx.ASGITransport(make_pages(server.hs))
     async with httpx.AsyncClient(transport=transport, base_url=f"https://{server.name}") as http:
         page = await http.get(chat.PATH)
         wanted = [f"/_homeserver/{address}" for address in re.findall(r'(?:src|href)="([^"]+)"', page.text)]

@@ -21,9 +21,10 @@ from homeserver.users.inventory import INVENTORY
 from homeserver.users.presence import find_presence
 from homeserver.users.status import store_heartbeats
 from homeserver.users.threepids import EMAIL, store_binding, store_threepid
+from tests.support.browser import Browser
 from tests.support.engine import ENGINE, list_tables
 from tests.support.federation import Federation, join, until
-from tests.support.homeservers import Client, Server
+from tests.support.homeservers import PASSWORD, Client, Server
 from tests.support.keys import CrossSigning, Device
 from tests.support.sliding import slide, window
 
@@ -135,6 +136,7 @@ async def leave_traces(server: Server, bob: Client, federation: Federation) -> C
     await back_up_keys(alice, room_id)
     await alice.ok("POST", f"user/{own}/openid/request_token", json={})
     await leave_addresses(server, alice)
+    await Browser(server.app, server.name).log_in("alice", PASSWORD)
     await alice.get("sync?timeout=0")
     await server.write(store_heartbeats)
     await bob.ok("PUT", f"{room}/send/m.room.message/delivered", json={"msgtype": "m.text", "body": "tea?"})

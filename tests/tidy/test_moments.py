@@ -44,6 +44,7 @@ READ = {
     "server_keys.valid_until_ts": "homeserver/remote/keys.py::store_statements",
     "transactions.received_ms": "homeserver/remote/inbound.py::store_answer",
     "typing.expires_ms": "homeserver/features/typing.py::_is_typing",
+    "page_sessions.created_ms": "homeserver/users/page_sessions.py::find_page_session",
     "proof_tokens.expires_ms": "homeserver/users/proof_tokens.py::find_proven",
     "user_interactive_sessions.created_ms": "homeserver/users/user_interactive.py::_find_session",
     "own_keys.expired_ts": "homeserver/remote/identity.py::list_old_keys",

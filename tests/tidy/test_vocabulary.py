@@ -99,6 +99,7 @@ THEORY = (
     "homeserver/http/http1_connection.py",
     "homeserver/http/http2.py",
     "homeserver/http/http2_connection.py",
+    "homeserver/pages/account/serving.py",
     "homeserver/process/budgets.py",
     "homeserver/process/delivery.py",
     "homeserver/process/delivery_states.py",
@@ -129,6 +130,7 @@ THEORY = (
     "homeserver/users/encryption/cross_signing.py",
     "homeserver/users/encryption/one_time_keys.py",
     "homeserver/users/friend_rooms.py",
+    "homeserver/users/page_sessions.py",
     "homeserver/users/presence.py",
     "homeserver/users/user_interactive.py",
 )

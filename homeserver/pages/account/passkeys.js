@@ -1,0 +1,1 @@
+// Passkeys: the only part of the account pages that needs a script.

@@ -22,7 +22,7 @@ __all__ = ["database_url", "folder_on_disk", "postgres_cluster", "postgres_url",
 # Other processes on the machine must not decide whether a property holds. `--hypothesis-profile=deep` looks at many
 # more examples, and at others in each run.
 _SHARED: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
-settings.register_profile("default", max_examples=40, **_SHARED)
+settings.register_profile("default", max_examples=20, **_SHARED)
 settings.register_profile("deep", max_examples=400, **_SHARED)
 settings.load_profile("default")
 

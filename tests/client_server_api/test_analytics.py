@@ -16,6 +16,7 @@ from homeserver.federation.identifiers import ServerName
 from homeserver.federation.server_keys import build_key_response
 from homeserver.rooms.storage import list_stored
 from homeserver.users.accounts import store_admin
+from tests.support.clock import let_days_pass
 from tests.support.federation import Federation, create_room, invite, join, send_text, sync
 from tests.support.homeservers import Client, Server, now_ms
 from tests.support.stranger import Stranger
@@ -118,7 +119,7 @@ async def test_a_reader_is_active_without_saying_anything(federation: Federation
     room_id = await create_room(alice, preset="public_chat")
     event_id = await send_text(alice, room_id, "tea")
     await join(bob, room_id)
-    await trio.sleep(3 * 24 * 3600)
+    await let_days_pass(3)
     assert (await today(admin))["active_people"] == 0
     await bob.ok("POST", f"rooms/{room_id}/receipt/m.read/{event_id}", json={})
     row = await today(admin)
@@ -133,7 +134,7 @@ async def test_days_that_are_over_keep_their_figures_and_rows_of_people_go(feder
     await join(bob, room_id)
     for number in range(40):
         await send_text(bob if number == 3 else alice, room_id, "tea")
-        await trio.sleep(24 * 3600)
+        await let_days_pass(1)
     await send_text(alice, room_id, "tea")
     await trio.sleep(60)
     periods = (await report(admin, from_=(await report(admin))["to_ts"] - 41 * 24 * HOUR_MS))["periods"]

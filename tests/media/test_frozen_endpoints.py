@@ -6,13 +6,13 @@ import io
 from datetime import date, timedelta
 from pathlib import Path
 
-import trio
 from PIL import Image
 from trio.testing import MockClock
 
 from homeserver.features import media
 from tests.media import images
 from tests.media.servers import V1, V3, server_with_media, upload
+from tests.support.clock import let_days_pass
 from tests.support.homeservers import Client, Server, now_ms
 
 
@@ -45,7 +45,7 @@ async def test_media_stored_before_the_freeze_need_no_token(tmp_path: Path, auto
         alice = await server.register("alice")
         picture = images.encoded(images.gradient(200, 200), "PNG")
         old = await upload(alice, picture, "image/png")
-        await trio.sleep(3 * 24 * 3600)
+        await let_days_pass(3)
         new = await upload(alice, picture, "image/png")
         for path in ("download/{}", "download/{}/name.png", "thumbnail/{}?width=32&height=32"):
             assert (await server.anonymous.get(f"{V3}/{path.format(old)}")).status_code == 200

@@ -10,6 +10,7 @@ from trio.testing import MockClock
 
 from homeserver import limits
 from tests.media.servers import V1, V3, blob_keys, create, upload
+from tests.support.clock import let_days_pass
 from tests.support.homeservers import Client, Server
 
 
@@ -40,7 +41,7 @@ async def test_uploads_to_uncreated_uris_are_refused(alice: Client) -> None:
 
 async def test_a_created_uri_expires(autojump_clock: MockClock, server: Server, alice: Client) -> None:
     place = await create(alice)
-    await trio.sleep(24 * 60 * 60)
+    await let_days_pass(1)
     assert await alice.refused("PUT", f"{V3}/upload/{place}", content=b"x") == (404, "M_NOT_FOUND")
     assert await alice.refused("GET", f"{V1}/download/{place}") == (404, "M_NOT_FOUND")
 

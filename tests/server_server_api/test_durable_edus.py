@@ -22,6 +22,7 @@ from homeserver.federation.build import Draft
 from homeserver.federation.identifiers import RoomID, ServerName, UserID
 from homeserver.resources import Resources
 from homeserver.rooms.append import append_local
+from tests.support.clock import let_days_pass
 from tests.support.federation import Federation, create_room, send_text, until
 from tests.support.homeservers import Client, Server
 from tests.support.stranger import Stranger
@@ -127,7 +128,7 @@ async def test_durable_edus_survive_a_long_outage_and_arrive_before_events(
         await world.server.write(
             _say, world.alice.user_id, RoomID(world.room_id), [f"event {number + n}" for n in range(10)]
         )
-    await trio.sleep(2 * 24 * 3600)
+    await let_days_pass(2)
     federation.network.heal()
     await world.wait_for("event 1199")
     found = [each for each in world.got if each.startswith("key")]

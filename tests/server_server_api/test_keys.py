@@ -15,6 +15,7 @@ from homeserver.federation.signing import SigningKey
 from homeserver.limits import FLIGHTS_AT_ONCE_MAX
 from homeserver.remote.identity import replace_key
 from homeserver.server import open_data
+from tests.support.clock import let_days_pass
 from tests.support.federation import Federation, create_room, join, send_text, texts, wait_text
 from tests.support.homeservers import now_ms
 from tests.support.stranger import Stranger
@@ -144,9 +145,9 @@ async def test_a_key_is_requested_again_after_a_week_at_the_latest(federation: F
     carol.answers["GET", "/_matrix/key/v2/server"] = lambda uri, content: build_key_response(
         CAROL, SigningKey("another", b"c" * 32), {}, now_ms() + 3_600_000
     )
-    await trio.sleep(6 * 24 * 3600)
+    await let_days_pass(6)
     assert (await carol.get("a.example", uri))[0] == 404
-    await trio.sleep(2 * 24 * 3600)
+    await let_days_pass(2)
     assert (await carol.get("a.example", uri))[0] == 401
 
 
@@ -162,7 +163,7 @@ async def test_a_notary_serves_keys_of_servers_that_are_gone(federation: Federat
         statements = parse_notary_response(answer, notary, notary_keys, now_ms())
         assert [statement.server_name for statement in statements] == ["d.example"]
         federation.network.leave("d.example")
-        await trio.sleep(24 * 3600)
+        await let_days_pass(1)
     question = {"server_keys": {"d.example": {}, "nowhere.example": {}, "a.example": {}}}
     _, answer = await carol.request("a.example", "POST", "/_matrix/key/v2/query", question, headers={})
     statements = parse_notary_response(answer, notary, notary_keys, now_ms())

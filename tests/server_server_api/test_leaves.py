@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from homeserver.database import Transaction
+from tests.support.clock import let_days_pass
 from tests.support.federation import (
     Federation,
     checked,
@@ -144,7 +145,7 @@ async def test_a_rejection_is_dropped_once_it_no_longer_matters(federation: Fede
     federation.network.join("a.example", checked(a.app))
     await trio.sleep(7200)
     asked = len(federation.network.exchanges)
-    await trio.sleep(24 * 3600)
+    await let_days_pass(1)
     later = [each for each in federation.network.exchanges[asked:] if "make_leave" in each.path]
     assert later == []
 

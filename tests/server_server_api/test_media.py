@@ -25,6 +25,7 @@ from homeserver.federation.signing import SigningKey
 from homeserver.testing import FakeNetwork
 from tests.media import images
 from tests.media.servers import V1, V3, server_with_media, upload
+from tests.support.clock import let_days_pass
 from tests.support.homeservers import Client, Server
 
 FEDERATION = "/_matrix/federation/v1/media"
@@ -477,7 +478,7 @@ async def test_remote_files_that_nobody_uses_for_days_are_fetched_again_on_deman
         for place in (unused, used):
             await world.alice.get(f"{V1}/download/{place}")
         for _ in range(4):
-            await trio.sleep(3 * 24 * 3600)
+            await let_days_pass(3)
             await world.alice.get(f"{V1}/download/{used}")
         assert len(await blob_keys(world.alpha)) == 2
         assert len(world.paths()) == 2

@@ -15,6 +15,7 @@ import trio
 from homeserver.database import Transaction
 from homeserver.federation.identifiers import ServerName
 from homeserver.rooms.storage import find_stored_by_id
+from tests.support.clock import let_days_pass
 from tests.support.federation import Federation, create_room, join, send_state, send_text, texts, until, wait_text
 from tests.support.homeservers import Client, Server
 from tests.support.storage import list_parked
@@ -124,7 +125,7 @@ async def test_a_destination_that_fails_on_everything_loses_nothing(federation: 
     said = [f"message {number}" for number in range(60)]
     for text in said:
         await send_text(alice, room_id, text)
-    await trio.sleep(24 * 3600)
+    await let_days_pass(1)
     asked = len(mallory.asked)
     taken: list[str] = []
     mallory.take = _refusing(taken, 500)

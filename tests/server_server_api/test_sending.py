@@ -14,6 +14,7 @@ from homeserver.database import Transaction
 from homeserver.federation.build import Draft
 from homeserver.federation.identifiers import RoomID, ServerName, UserID
 from homeserver.rooms.append import append_local
+from tests.support.clock import let_days_pass
 from tests.support.federation import (
     Federation,
     checked,
@@ -71,7 +72,7 @@ async def test_after_a_long_outage_the_newest_events_arrive_and_the_rest_are_fet
     await a.write(_say, alice.user_id, room_id, map(str, range(limits.peers.CATCH_UP_ROOM_EVENTS_MAX + 20)))
     await send_text(alice, room_id, "enough")
     await send_state(alice, room_id, "m.room.topic", {"topic": "still the same"})
-    await trio.sleep(24 * 3600)
+    await let_days_pass(1)
     federation.network.heal()
     await wait_text(bob, room_id, "enough")
     await send_text(bob, room_id, "what have I missed?")
@@ -100,7 +101,7 @@ async def test_a_destination_that_contacts_us_is_retried_at_once(federation: Fed
     await join(bob, room_id, "a.example")
     federation.network.cut("a.example", "b.example")
     await send_text(alice, room_id, "are you there?")
-    await trio.sleep(24 * 3600)  # by now an attempt is made once an hour
+    await let_days_pass(1)  # by now an attempt is made once an hour
     federation.network.heal()
     start = trio.current_time()
     await send_text(bob, room_id, "I am back")

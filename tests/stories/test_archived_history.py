@@ -15,6 +15,7 @@ from homeserver.rooms.retention import lifetime
 from homeserver.rooms.timeline import list_by_timestamp
 from homeserver.users.accounts import store_admin
 from tests.support.archive import archive_all
+from tests.support.clock import let_days_pass
 from tests.support.federation import Federation, create_room, invite, join, send_text
 from tests.support.homeservers import Client, Server
 
@@ -155,7 +156,7 @@ async def test_messages_are_deleted_when_their_room_keeps_them_no_longer(federat
     await trio.sleep(60)
     await archive_all(a.hs)
     await alice.ok("PUT", f"rooms/{room_id}/state/m.room.retention/", json={"max_lifetime": 2 * DAY_MS})
-    await trio.sleep(3 * 24 * 3600)
+    await let_days_pass(3)
     new = await send_text(alice, room_id, "fresh tea")
     for server in (a, b):
         await expire_old(server.hs)
@@ -189,7 +190,7 @@ async def test_files_and_words_of_expired_messages_go_with_them(federation: Fede
     assert await found_words(a, "oolong", "sencha") == {"oolong", "sencha"}
     await archive_all(a.hs)
     await send_text(alice, room_id, "matcha in the evening")
-    await trio.sleep(3 * 24 * 3600)
+    await let_days_pass(3)
     await alice.ok("PUT", f"rooms/{room_id}/send/m.room.message/again", json=picture(shown_again))
 
     expected, purged = Purged(), Purged()
@@ -256,7 +257,7 @@ async def test_a_lost_block_keeps_no_other_message_from_being_deleted(federation
     a.hs.database.drop_caches()
     for room_id in rooms:
         await alice.ok("PUT", f"rooms/{room_id}/state/m.room.retention/", json={"max_lifetime": DAY_MS})
-    await trio.sleep(3 * 24 * 3600)
+    await let_days_pass(3)
     await expire_old(a.hs)
     assert await _page_all(alice, rooms[1]) == []
 

@@ -12,6 +12,7 @@ import trio
 from homeserver import limits
 from homeserver.config import RateLimitsSection
 from homeserver.federation.identifiers import ServerName
+from tests.support.clock import let_days_pass
 from tests.support.federation import (
     Federation,
     checked,
@@ -136,7 +137,7 @@ async def test_no_message_expires_by_a_wrong_clock(federation: Federation) -> No
         clock.offset_s = 0
         await trio.sleep(pause)
     assert "kept for a week" in await texts(alice, room_id)
-    await trio.sleep(8 * DAY)
+    await let_days_pass(8)
     assert "kept for a week" not in await texts(alice, room_id)
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import trio
-
 from homeserver.config import RateLimitsSection
 from homeserver.users.accounts import store_admin
+from tests.support.clock import let_days_pass
 from tests.support.federation import Federation, create_room, join, send_text, until, wait_text
 
 ANALYTICS = "/_homeserver/admin/v1/analytics"
@@ -26,7 +25,7 @@ async def test_a_week_of_two_organisations(federation: Federation) -> None:
         await wait_text(alice, room_id, f"Yes, {day} cups.")
         if day < 2:
             await send_text(carol, room_id, "For me too.")
-        await trio.sleep(DAY_S)
+        await let_days_pass(1)
 
     await a.write(store_admin, alice.user_id, True)
     admin = await a.log_in(alice.user_id)

@@ -20,6 +20,7 @@ from homeserver.portability.rooms import export_room
 from tests.media.images import encoded, gradient
 from tests.stories.test_export import lines, nothing, send, upload
 from tests.support.archive import archive_all
+from tests.support.clock import let_days_pass
 from tests.support.federation import Federation, create_room, join, send_text, sync
 from tests.support.homeservers import Client, Server
 
@@ -75,7 +76,7 @@ async def test_a_room_comes_back_on_its_own_server(federation: Federation, tmp_p
     alice, bob = await a.register("alice"), await a.register("bob")
     await exported(a, alice, bob, tmp_path / "out")
     bob_before = (await sync(bob))["next_batch"]
-    await trio.sleep(24 * 3600)
+    await let_days_pass(1)
     done = await import_room(a.hs, tmp_path / "out", nothing)
     assert done["own_senders"] is True
     again = await history(a, done["room_id"])

@@ -22,7 +22,7 @@ from homeserver.authenticate.identify import (
     read_token,
     refuse_origin,
 )
-from homeserver.authenticate.refresh import replace_tokens
+from homeserver.authenticate.refresh import RefreshLookup, find_refresh_token, replace_tokens
 from homeserver.authenticate.requester import (
     Requester,
     charge_requester,
@@ -31,6 +31,7 @@ from homeserver.authenticate.requester import (
     check_not_guest,
     check_not_suspended,
     limit_requester,
+    user_locked,
 )
 from homeserver.authenticate.schema import SCHEMA
 from homeserver.authenticate.tokens import (
@@ -53,6 +54,7 @@ __all__ = [
     "IdentifyOrigin",
     "IssuedTokens",
     "OriginClaim",
+    "RefreshLookup",
     "Requester",
     "TokenLookup",
     "charge_requester",
@@ -67,6 +69,7 @@ __all__ = [
     "delete_token",
     "delete_tokens_of_device",
     "delete_tokens_of_user",
+    "find_refresh_token",
     "find_requester",
     "find_token",
     "get_account_flags",
@@ -80,4 +83,5 @@ __all__ = [
     "replace_tokens",
     "store_account_flags",
     "unknown_token",
+    "user_locked",
 ]

@@ -11,14 +11,59 @@ of both is the hash of the refresh token that they replace; afterwards it is NUL
   tokens stay valid until one of the next pair is used.
 
 Each of these is one write, so after a crash the tokens are as they were before it or after it.
+
+A refresh token that was revoked in this way is *spent*. Whoever presents one has a copy, or the client's tokens were
+copied, so all tokens of that log-in end. To recognise spent tokens nothing is stored of them: each contains the secret
+of its family and its generation, and is spent if all tokens that are left of the family are of later generations. A
+token of the newest generation that is unknown is one whose answer was lost; it is refused, and nothing ends.
 """
 
 from __future__ import annotations
 
-from homeserver.authenticate.tokens import IssuedTokens, create_tokens, hash_token, note_token_change
+import re
+from typing import NamedTuple
+
+from homeserver import limits
+from homeserver.authenticate.tokens import IssuedTokens, RefreshFamily, create_tokens, hash_token, note_token_change
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError
 from homeserver.federation.identifiers import UserID
+
+
+class RefreshLookup(NamedTuple):
+    """The owner of a refresh token. is_spent: it was replaced, and the client has used a token that it got for it."""
+
+    user_id: UserID
+    device_id: str
+    is_spent: bool
+
+
+_TOKEN = re.compile(r"hsrt_([A-Za-z0-9_-]{22})\.([1-9][0-9]{0,9})\.[A-Za-z0-9_-]{43}")
+
+
+def _read_family(refresh_token: str) -> RefreshFamily | None:
+    """Returns the family that a token names; None for tokens from before there were families."""
+    found = _TOKEN.fullmatch(refresh_token)
+    return None if found is None else RefreshFamily(found[1], int(found[2]))
+
+
+def find_refresh_token(tx: Transaction, refresh_token: str) -> RefreshLookup | None:
+    """Returns whose refresh token it is, a spent one too; None if it is not known."""
+    if len(refresh_token) > limits.ACCESS_TOKEN_CHARACTERS_MAX:
+        return None
+    row = tx.one("SELECT user_nid, device_id FROM refresh_tokens WHERE token_hash = ?", hash_token(refresh_token))
+    if row is not None:
+        return RefreshLookup(UserID(tx.name(row[0])), row[1], False)
+    family = _read_family(refresh_token)
+    if family is None:
+        return None
+    row = tx.one(
+        "SELECT user_nid, device_id, generation FROM refresh_tokens WHERE family = ? ORDER BY generation LIMIT 1",
+        hash_token(family.secret),
+    )
+    if row is None or row[2] <= family.generation:
+        return None
+    return RefreshLookup(UserID(tx.name(row[0])), row[1], True)
 
 
 def replace_tokens(tx: Transaction, refresh_token: str) -> IssuedTokens:
@@ -37,7 +82,10 @@ def replace_tokens(tx: Transaction, refresh_token: str) -> IssuedTokens:
     tx.run("DELETE FROM access_tokens WHERE refreshed_by = ?", token_hash)
     tx.run("DELETE FROM refresh_tokens WHERE refreshed_by = ?", token_hash)
     note_token_change(tx, user_id)
-    return create_tokens(tx, user_id, device_id, refreshable=True, refreshed_by=token_hash)
+    family = _read_family(refresh_token)
+    if family is not None:
+        family = family._replace(generation=family.generation + 1)
+    return create_tokens(tx, user_id, device_id, refreshable=True, refreshed_by=token_hash, family=family)
 
 
 def delete_replaced_tokens(tx: Transaction, token_hash: bytes) -> None:

@@ -36,5 +36,13 @@ SCHEMA = Schema(
             );
             """,
         ),
+        Step(
+            "refresh_families",
+            """
+            ALTER TABLE refresh_tokens ADD COLUMN family BLOB;
+            ALTER TABLE refresh_tokens ADD COLUMN generation INTEGER;
+            CREATE INDEX refresh_tokens_family ON refresh_tokens (family);
+            """,
+        ),
     ),
 )

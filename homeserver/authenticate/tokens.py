@@ -1,11 +1,14 @@
-"""Access tokens, and the storage of refresh tokens. Each is 32 random bytes; only its SHA-256 is stored."""
+"""Access tokens, and the storage of refresh tokens. Each has 32 random bytes; only its SHA-256 is stored.
+
+A refresh token names its family too, which is another secret, and its generation: see `refresh`.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import secrets
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from homeserver import limits
 from homeserver.authenticate.requester import Requester
@@ -42,6 +45,13 @@ class IssuedTokens:
         return answer
 
 
+class RefreshFamily(NamedTuple):
+    """The refresh tokens that come from one log-in share a secret, and each exchange makes a new generation."""
+
+    secret: str
+    generation: int
+
+
 def unknown_token(*, soft_logout: bool = False) -> MatrixError:
     """Returns 401 M_UNKNOWN_TOKEN. With `soft_logout` the client keeps its keys and gets a new token."""
     return MatrixError(401, "M_UNKNOWN_TOKEN", "This access token is not known.", soft_logout=soft_logout)
@@ -65,11 +75,13 @@ def create_tokens(
     refreshable: bool = False,
     lifetime_ms: int | None = None,
     refreshed_by: bytes | None = None,
+    family: RefreshFamily | None = None,
 ) -> IssuedTokens:
     """Creates and stores an access token, and a refresh token if the client can use one (`refreshable`).
 
     lifetime_ms: None stands for `limits.ACCESS_TOKEN_LIFETIME_MS` if refreshable, and for no limit otherwise.
-    refreshed_by: the hash of the refresh token that these tokens replace.
+    refreshed_by: the hash of the refresh token that these tokens replace. family: that of the new refresh token; None
+    begins a new one.
     """
     if lifetime_ms is None and refreshable:
         lifetime_ms = limits.ACCESS_TOKEN_LIFETIME_MS
@@ -78,15 +90,18 @@ def create_tokens(
     store_access_token(tx, hash_token(access_token), user_id, device_id, expires_ms, refreshed_by)
     refresh_token = None
     if refreshable:
-        refresh_token = new_token("hsrt")
+        family = family or RefreshFamily(secrets.token_urlsafe(16), 1)
+        refresh_token = f"hsrt_{family.secret}.{family.generation}.{secrets.token_urlsafe(32)}"
         tx.run(
-            "INSERT INTO refresh_tokens (token_hash, user_nid, device_id, created_ms, refreshed_by)"
-            " VALUES (?, ?, ?, ?, ?)",
+            "INSERT INTO refresh_tokens (token_hash, user_nid, device_id, created_ms, refreshed_by, family, generation)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
             hash_token(refresh_token),
             tx.intern(user_id),
             device_id,
             tx.now_ms,
             refreshed_by,
+            hash_token(family.secret),
+            family.generation,
         )
     return IssuedTokens(access_token, refresh_token, lifetime_ms)
 

@@ -206,6 +206,10 @@ class Passwords(Section, frozen=True):
         check_range("passwords.length_min", self.length_min, 1, limits.PASSWORD_BYTES_MAX // 4)
 
 
+class OAuthSection(Section, frozen=True):
+    enabled: bool = True
+
+
 class Email(Section, frozen=True):
     smtp_host: str = ""
     smtp_port: int = 587
@@ -352,6 +356,7 @@ class Config(Section, frozen=True):
     registration: Registration = Registration()
     rooms: Rooms = Rooms()
     passwords: Passwords = Passwords()
+    oauth: OAuthSection = OAuthSection()
     email: Email = Email()
     rate_limits: RateLimitsSection = RateLimitsSection()
     federation: FederationSection = FederationSection()

@@ -120,6 +120,9 @@ RATE_LIMITS: Mapping[str, Bucket] = {
     "login": Bucket(10, 0.2),  # each costs an argon2 hash or two, and guessing passwords must be hopeless
     "login_account": Bucket(10, 0.05),  # wrong passwords of one account from one address
     "login_anywhere": Bucket(50, 0.2),  # … from everywhere: guessing from many addresses
+    "oauth_user_code": Bucket(
+        10, 0.05
+    ),  # codes typed by one user: nobody mistypes one for long, and guessing is hopeless
     "federation": Bucket(1000, 200),  # per origin: a busy server sends one transaction after another
     "json": Bucket(300_000, 20_000),  # values in large bodies of a user: 1000 cost 0.3 ms
     "federation_json": Bucket(5_000_000, 100_000),  # per origin: two of the worst transactions

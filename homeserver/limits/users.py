@@ -232,3 +232,38 @@ FRIEND_MESSAGE_BYTES_MAX = 1_000
 FRIEND_TEXT_CHARACTERS_MAX = 200
 # Events at the end of a conversation that are searched for the last message. Reactions and calls may follow it.
 FRIEND_EVENTS_SEARCHED_MAX = 100
+
+# OAuth
+
+# What a client registers: names and URLs, of which browsers accept no longer ones.
+OAUTH_METADATA_BYTES_MAX = 16 * 1024
+OAUTH_URI_CHARACTERS_MAX = 2_048
+OAUTH_REDIRECT_URIS_MAX = 20
+OAUTH_NAME_CHARACTERS_MAX = 100
+# Equal registrations share a row, so a server has some dozen. With more, those that nobody is logged in with are
+# dropped, the least recently used first: 20 MB at most if they are filled by spam.
+OAUTH_CLIENTS_MAX = 5_000
+# A client registers at the start of each log-in, so an unused registration is of no use a month later.
+OAUTH_CLIENT_UNUSED_MS = 30 * 24 * 60 * 60 * 1000
+# Spec: RFC 6749, section 4.1.2 recommends at most ten minutes. A redirect takes seconds, a phone's app may sleep.
+OAUTH_CODE_LIFETIME_MS = 5 * 60 * 1000
+# Codes of one user. The oldest are dropped: nobody logs in at more places at once.
+OAUTH_CODES_PER_USER_MAX = 20
+# Time to pick up another device, log in there and type the code.
+OAUTH_DEVICE_CODE_LIFETIME_MS = 15 * 60 * 1000
+# Spec: RFC 8628, section 3.2. Each poll too soon makes it longer by as much.
+OAUTH_POLL_INTERVAL_MS = 5_000
+# A client that polls too soon this often does not listen: its code ends.
+OAUTH_POLL_INTERVAL_MS_MAX = 60_000
+# Waiting at the same time, all clients together. A code of eight letters is one of 25,600,000,000, so guessing one of
+# these takes a million attempts on average, and a user has ten.
+OAUTH_DEVICE_GRANTS_MAX = 10_000
+OAUTH_USER_AGENT_CHARACTERS_MAX = 255
+# Longer than every code of ours. A longer one is not even hashed.
+OAUTH_CODE_CHARACTERS_MAX = 200
+# `state` is sent back unchanged, in a URL.
+OAUTH_STATE_CHARACTERS_MAX = 2_048
+# How long a reset of cross-signing stays approved. Spec: MSC4312 recommends ten minutes.
+CROSS_SIGNING_RESET_MS = 10 * 60 * 1000
+# How often expired codes and unused clients are deleted.
+OAUTH_CLEANUP_INTERVAL_S = 60 * 60

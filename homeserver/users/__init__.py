@@ -41,6 +41,7 @@ from homeserver.users.encryption import (
     outbox,
     queue_sizes,
 )
+from homeserver.users.oauth import schema as oauth
 from homeserver.users.push import notifications, pushers
 
 SCHEMAS: tuple[Schema, ...] = (
@@ -53,6 +54,7 @@ SCHEMAS: tuple[Schema, ...] = (
     devices.SCHEMA,
     proof_tokens.SCHEMA,
     page_sessions.SCHEMA,
+    oauth.SCHEMA,
     sync_connections.SCHEMA,
     device_lists.SCHEMA,
     device_keys.SCHEMA,

@@ -23,6 +23,7 @@ from homeserver.users.encryption.device_keys import delete_device_keys
 from homeserver.users.encryption.device_lists import note_device_created, note_device_list_changed
 from homeserver.users.encryption.inbox import forget_inbox
 from homeserver.users.encryption.one_time_keys import delete_one_time_keys
+from homeserver.users.oauth.sessions import delete_session
 from homeserver.users.page_sessions import forget_page_sessions
 from homeserver.users.push.pushers import delete_pushers_of_device
 from homeserver.users.sync_connections import forget_connections
@@ -129,6 +130,7 @@ def log_in(
     """
     if device_id is not None and find_device(tx, user_id, device_id) is not None:
         authenticate.delete_tokens_of_device(tx, user_id, device_id)
+        delete_session(tx, user_id, device_id)
     else:
         device_id = device_id or new_device_id()
         name = display_name[: limits.DEVICE_NAME_CHARACTERS_MAX] if display_name else None
@@ -215,6 +217,7 @@ def delete_devices_of_user(
     ended = [device_id for device_id in known if device_id in wanted]
     for device_id in ended:
         authenticate.delete_tokens_of_device(tx, user_id, device_id)
+        delete_session(tx, user_id, device_id)
         tx.run("DELETE FROM devices WHERE user_nid = ? AND device_id = ?", tx.find(user_id), device_id)
         delete_device_keys(tx, user_id, device_id)
         delete_one_time_keys(tx, user_id, device_id)

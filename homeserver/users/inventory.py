@@ -49,7 +49,7 @@ INVENTORY: tuple[Personal, ...] = (
     Personal("users", ends=_LATER, hidden=("password_hash",)),
     Personal("account_flags"),
     Personal("access_tokens", hidden=("token_hash",)),
-    Personal("refresh_tokens", hidden=("token_hash",)),
+    Personal("refresh_tokens", hidden=("token_hash", "family")),
     Personal("registrations", ends=_LATER, hidden=("session",)),
     Personal("user_interactive_sessions", ends=_LATER, hidden=("session",)),
     Personal("threepids"),
@@ -59,6 +59,9 @@ INVENTORY: tuple[Personal, ...] = (
     Personal("devices"),
     Personal("proof_tokens", hidden=("token_hash",)),
     Personal("page_sessions", hidden=("token_hash",)),
+    Personal("oauth_sessions", hidden=("origin",)),
+    Personal("oauth_codes", hidden=("code_hash",)),
+    Personal("oauth_device_grants", hidden=("code_hash", "user_code")),
     Personal("departures", ends=_LATER),
     Personal("erased_senders", "sender_nid", ends=_LATER),
     # What clients store, and how they sync

@@ -47,6 +47,28 @@ async def test_the_old_refresh_token_works_until_a_new_token_is_used(homeserver:
     await homeserver.with_token(second["access_token"]).ok("GET", "account/whoami")
     refusal = await homeserver.anonymous.refused("POST", "refresh", json={"refresh_token": first["refresh_token"]})
     assert refusal == (401, "M_UNKNOWN_TOKEN")
+
+
+async def test_a_replayed_refresh_token_ends_all_tokens_of_its_device(homeserver: Server) -> None:
+    first = await log_in(homeserver)
+    second = await refresh(homeserver, first["refresh_token"])
+    alice = homeserver.with_token(second["access_token"])
+    await alice.ok("GET", "account/whoami")  # the first refresh token is spent now
+    for token in (first["refresh_token"], second["refresh_token"]):
+        refusal = await homeserver.anonymous.refused("POST", "refresh", json={"refresh_token": token})
+        assert refusal == (401, "M_UNKNOWN_TOKEN")
+    assert await alice.refused("GET", "account/whoami") == (401, "M_UNKNOWN_TOKEN")
+
+
+async def test_a_refresh_token_whose_answer_was_lost_ends_nothing(homeserver: Server) -> None:
+    first = await log_in(homeserver)
+    lost = await refresh(homeserver, first["refresh_token"])
+    second = await refresh(homeserver, first["refresh_token"])
+    alice = homeserver.with_token(second["access_token"])
+    await alice.ok("GET", "account/whoami")
+    refusal = await homeserver.anonymous.refused("POST", "refresh", json={"refresh_token": lost["refresh_token"]})
+    assert refusal == (401, "M_UNKNOWN_TOKEN")
+    await alice.ok("GET", "account/whoami")
     await refresh(homeserver, second["refresh_token"])
 
 

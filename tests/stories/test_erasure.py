@@ -18,6 +18,7 @@ from homeserver.database import Transaction
 from homeserver.database.compression import CorruptData, decompress
 from homeserver.federation.identifiers import ServerName
 from homeserver.users.inventory import INVENTORY
+from homeserver.users.oauth.device_grants import approve_device_grant, open_device_grant
 from homeserver.users.presence import find_presence
 from homeserver.users.status import store_heartbeats
 from homeserver.users.threepids import EMAIL, store_binding, store_threepid
@@ -26,6 +27,7 @@ from tests.support.engine import ENGINE, list_tables
 from tests.support.federation import Federation, join, until
 from tests.support.homeservers import PASSWORD, Client, Server
 from tests.support.keys import CrossSigning, Device
+from tests.support.oauth import DEVICE, post_form, register_app, scope_of
 from tests.support.sliding import slide, window
 
 PAGE = (Path(__file__).parents[2] / "docs" / "erasure.md").read_text()
@@ -137,6 +139,7 @@ async def leave_traces(server: Server, bob: Client, federation: Federation) -> C
     await alice.ok("POST", f"user/{own}/openid/request_token", json={})
     await leave_addresses(server, alice)
     await Browser(server.app, server.name).log_in("alice", PASSWORD)
+    await leave_oauth(server, alice)
     await alice.get("sync?timeout=0")
     await server.write(store_heartbeats)
     await bob.ok("PUT", f"{room}/send/m.room.message/delivered", json={"msgtype": "m.text", "body": "tea?"})
@@ -174,6 +177,16 @@ async def leave_addresses(server: Server, alice: Client) -> None:
     await server.write(store_binding, alice.user_id, EMAIL, "alice@mail.example", ServerName("identity.example"))
     body = {"client_secret": "secret", "email": "alice@work.example", "send_attempt": 1}
     await alice.ok("POST", "account/3pid/email/requestToken", json=body)
+
+
+async def leave_oauth(server: Server, alice: Client) -> None:
+    """A client that is logged in, and two that have not exchanged their codes."""
+    app = await register_app(server)
+    await app.log_in(alice.user_id)
+    await app.get_code(alice.user_id)
+    codes = (await post_form(server, DEVICE, client_id=app.client_id, scope=scope_of("TELEVISION"))).json()
+    grant = await open_device_grant(server.hs, alice.user_id, codes["user_code"])
+    await server.write(approve_device_grant, grant, alice.user_id)
 
 
 async def back_up_keys(alice: Client, room_id: str) -> None:

@@ -36,6 +36,14 @@ OTHER_PUBLIC = {
     "POST /_homeserver/client/v1/validate_email": "the button on that page",
     "GET /_homeserver/client/v1/unsubscribe": "the link in an email, with a token of its own",
     "POST /_homeserver/client/v1/unsubscribe": "the button on that page, or of a mail program",
+    "GET /_matrix/client/unstable/org.matrix.msc2965/auth_metadata": "for a client that is not logged in yet",
+    "GET /_matrix/client/unstable/org.matrix.msc2965/auth_issuer": "the same, for older clients",
+    "GET /.well-known/oauth-authorization-server": "the same, at the place of RFC 8414",
+    "GET /.well-known/openid-configuration": "the same, where older clients look",
+    "POST /_homeserver/oauth/register": "clients register themselves",
+    "POST /_homeserver/oauth/token": "with a code or a refresh token",
+    "POST /_homeserver/oauth/revoke": "with the token that ends",
+    "POST /_homeserver/oauth/device": "for a client that is not logged in yet",
 }
 
 

@@ -19,7 +19,7 @@ from homeserver.federation.event import (
     trusted_event,
 )
 from homeserver.federation.hashing import content_hash, event_id_from_hash, reference_hash, signed_part
-from homeserver.federation.identifiers import EventID, InvalidIdentifier, RoomID, ServerName, UserID
+from homeserver.federation.identifiers import EventID, InvalidIdentifier, RoomID, ServerName, UserID, server_name_of
 from homeserver.federation.room_versions import RoomVersion
 from homeserver.federation.signing import SigningKey, encode_base64, with_signature
 
@@ -123,6 +123,22 @@ def build_proto_event(
             pdu["redacts"] = draft.redacts
     pdu["content"] = content
     return pdu
+
+
+def check_draft(draft: Draft, version: RoomVersion) -> bytes:
+    """Returns the content as JSON. Raises InvalidEvent if the draft can never become an event of a room."""
+    pdu = build_proto_event(draft, version, prev_events=(), auth_events=(), depth=1)
+    if not version.event_id_is_reference_hash:
+        pdu["event_id"] = f"$event:{server_name_of(draft.sender)}"
+    try:
+        check_fields(pdu, version)
+        content = canonical_json.encode(draft.content, strict=version.canonical_json_strict)
+        size = len(canonical_json.encode(pdu, strict=version.canonical_json_strict))
+    except (NotCanonical, InvalidIdentifier) as error:
+        raise InvalidEvent(str(error)) from None
+    if size > PDU_BYTES_MAX - SIGNATURE_BYTES_MAX:
+        raise InvalidEvent(f"The event is larger than {PDU_BYTES_MAX} bytes.")
+    return content
 
 
 def sign_event(pdu: dict[str, Any], version: RoomVersion, server_name: ServerName, key: SigningKey) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from homeserver.features import (
     archive,
     at_rest,
     contact_information,
+    delayed_events,
     device_lists,
     devices,
     encryption_keys,
@@ -111,6 +112,7 @@ FEATURES: tuple[Feature, ...] = (
     guest_access.FEATURE,
     # In a room: messages, state, history, receipts and typing
     sending.FEATURE,
+    delayed_events.FEATURE,
     room_state.FEATURE,
     room_history.FEATURE,
     events.FEATURE,

@@ -103,6 +103,19 @@ REPORTS_PER_USER_MAX = 1_000
 # Threads per room with receipts of one user. All members of the room get them in each first sync.
 RECEIPT_THREADS_MAX = 100
 
+# Delayed events
+
+# The longest delay. Media servers that watch over a call let its clients ask for hours.
+DELAY_MS_MAX = 24 * 60 * 60 * 1000
+# Events that a user has scheduled at a time, of at most 64 KiB each. A call needs one for each of the user's devices.
+DELAYED_EVENTS_MAX = 100
+# What became of the last of them is kept for this long. Spec: MSC4140 recommends 7 days.
+DELAYED_EVENTS_FINALISED_MS = 7 * 24 * 60 * 60 * 1000
+DELAYED_EVENTS_FINALISED_MAX = 100
+# Events that are read at a time when their time has come, and rooms that are sent to in parallel.
+DELAYED_EVENTS_PER_READ = 100
+DELAYED_EVENTS_AT_ONCE_MAX = 16
+
 # Lazy loading
 
 # Rooms per device for which we remember which members the device knows: 60 MB if each has the maximum number, and

@@ -12,7 +12,7 @@ from homeserver.federation.identifiers import RoomID
 from homeserver.rooms.envelope import unpack
 from homeserver.rooms.heads import state_position
 from homeserver.rooms.storage import PlacedEvent, Status, StoredEvent, TimelineEvent, list_stored
-from homeserver.rooms.transaction_ids import txn_id_of_client
+from homeserver.rooms.transaction_ids import own_fields
 from homeserver.rooms.versions import get_room_version
 from homeserver.rooms.visibility import Memberships, filter_visible
 
@@ -22,9 +22,8 @@ def client_events(
 ) -> list[dict[str, Any]]:
     """Returns the events as a user's device gets them, in order.
 
-    `unsigned` has: age (ms), the user's membership at the event, transaction_id on the device that sent it,
-    replaces_state for state events (with prev_content if the user may see it), redacted_because and
-    redacted_by for redacted events.
+    `unsigned` has: age (ms), the user's membership at the event, `own_fields` for the sender, replaces_state for state
+    events (with prev_content if the user may see it), redacted_because and redacted_by for redacted events.
     """
     replaced = list_replaced(tx, events)
     shown = list_visible(tx, user_id, replaced.values()) if replaced else {}
@@ -37,8 +36,8 @@ def client_events(
         if event.state_before is not None:
             is_own = event.state_key == user_id and event.type == "m.room.member"
             unsigned["membership"] = event.content.get("membership") if is_own else memberships.at(event.state_before)
-        if event.txn_id is not None and event.sender == user_id and event.device_id == device_id:
-            unsigned["transaction_id"] = txn_id_of_client(event.txn_id)
+        if event.txn_id is not None and event.sender == user_id:
+            unsigned |= own_fields(event, device_id)
         before = replaced.get(event.position)
         if before is not None:
             unsigned["replaces_state"] = before.event_id

@@ -34,7 +34,7 @@ from homeserver.rooms.storage import (
     list_stored,
     without_withheld,
 )
-from homeserver.rooms.transaction_ids import txn_id_of_client
+from homeserver.rooms.transaction_ids import own_fields
 from homeserver.rooms.visibility import Memberships
 
 PREPARED_BYTES_MAX = 16 << 20  # some 10,000 events: the members of the largest rooms and the ends of the timelines
@@ -190,8 +190,8 @@ def _encode_rest(event: PreparedEvent, user_id: str, device_id: str, hidden: Col
     stored = event.event
     if stored.state_key == user_id and stored.type == "m.room.member" and stored.state_before is not None:
         ending = b',"membership":' + to_json(event.membership) + b"}}"
-    if stored.txn_id is not None and stored.sender == user_id and stored.device_id == device_id:
-        ending = b',"transaction_id":' + to_json(txn_id_of_client(stored.txn_id)) + ending
+    if stored.txn_id is not None and stored.sender == user_id and (own := own_fields(stored, device_id)):
+        ending = b"," + to_json(own)[1:-1] + ending
     if event.replaced is not None:
         previous = b"" if event.replaced.position in hidden else event.previous
         ending = event.replaces + previous + ending

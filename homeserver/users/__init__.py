@@ -11,6 +11,7 @@ from homeserver.database import Schema
 from homeserver.users import (
     account_data,
     accounts,
+    delayed_events,
     delivered,
     devices,
     email_validation,
@@ -68,6 +69,7 @@ SCHEMAS: tuple[Schema, ...] = (
     account_data.SCHEMA,
     filters.SCHEMA,
     push_rules.SCHEMA,
+    delayed_events.SCHEMA,
     receipts.SCHEMA,
     delivered.SCHEMA,
     notifications.SCHEMA,

@@ -107,6 +107,7 @@ INVENTORY: tuple[Personal, ...] = (
     Personal("written_up_to"),
     Personal("delivered_upto"),
     Personal("imports", "keeper_nid", ends=_LATER),
+    Personal("delayed_events", hidden=("delay_id",)),
     # Keys and messages between devices
     Personal("device_keys"),
     Personal("dehydrated_devices"),

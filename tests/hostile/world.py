@@ -35,7 +35,8 @@ FEDERATION_OPERATIONS = tuple(operation for operation in OPERATIONS if operation
 
 ENDING = frozenset(
     {"logout", "logout_all", "deactivate_account", "change_password", "leave_room", "forget_room", "delete_device",
-     "delete_devices", "ban", "kick", "invite_user", "redact_event", "set_room_state", "set_room_state_with_key"}
+     "delete_devices", "ban", "kick", "invite_user", "redact_event", "set_room_state", "set_room_state_with_key",
+     "send_delayed_event", "cancel_delayed_event", "update_delayed_event"}
 )  # fmt: skip
 """Operations after whose success the world has to be made again."""
 
@@ -84,6 +85,7 @@ class World:
     media_id: str
     filter_id: str
     backup_version: str
+    delay_id: str
     _numbers: Any = field(default_factory=itertools.count)
     _digested: tuple[int, Mapping[str, str]] = (-1, {})
 
@@ -128,6 +130,7 @@ class World:
             "file_name": "file.txt",
             "upload_id": "upload",
             "appservice_id": "bridge",
+            "delay_id": self.delay_id,
         }
 
         def fill(match: re.Match[str]) -> str:
@@ -238,9 +241,12 @@ async def make_world(server: Server, name: str = "alice") -> World:
     await alice.ok("PUT", "pushrules/global/override/rule", json={"actions": ["notify"]})
     backup = {"algorithm": "m.megolm_backup.v1.curve25519-aes-sha2", "auth_data": {"public_key": "x", "signatures": {}}}
     backed_up = await alice.ok("POST", "room_keys/version", json=backup)
+    later = f"rooms/{quote(room_id)}/send/m.room.message/2?org.matrix.msc4140.delay=3600000"
+    delayed = await alice.ok("PUT", later, json=text)
     return World(
         server, alice, bob, room_id, sent["event_id"], f"#{name}:{server.name}",
         upload.json()["content_uri"].rpartition("/")[2], stored["filter_id"], backed_up["version"],
+        delayed["delay_id"],
     )  # fmt: skip
 
 

@@ -122,6 +122,7 @@ async def leave_traces(server: Server, bob: Client, federation: Federation) -> C
     for path in (f"{room}/report", f"{room}/report/{quote(sent['event_id'])}", f"users/{quote(bob.user_id)}/report"):
         await alice.ok("POST", path, json={"reason": "org.example.secret"})
     await bob.ok("POST", f"users/{own}/report", json={"reason": "loud"})
+    await alice.ok("PUT", f"{room}/send/m.room.message/later?org.matrix.msc4140.delay=9000000", json=message)
     await leave_keys(alice, bob)
     await leave_notifications(alice, bob, room_id)
     await alice.post("/_matrix/media/v3/upload?filename=holiday.png", content=b"x" * 100)

@@ -39,6 +39,8 @@ def check_federation_response(method: str, path: str, status: int, body: bytes) 
 
 
 def _check(api: str, method: str, path: str, status: int, body: bytes, headers: frozenset[str] | None) -> None:
+    if "org.matrix.msc4140.delay=" in path and body.startswith(b'{"delay_id":'):
+        return  # the specification does not know delayed events yet
     template = _template_of(api, method, path)
     if template is not None:
         _check_once(api, method, template, status, body, headers)

@@ -142,6 +142,9 @@ GET user/{}/rooms/{}/account_data/{}
 PUT user/{}/rooms/{}/account_data/{}
 GET voip/turnServer
 GET /_homeserver/client/v1/events
+PUT org.matrix.msc4140/rooms/{}/delayed_event/{}/{}
+GET org.matrix.msc4140/delayed_events
+GET org.matrix.msc4140/delayed_events/{}
 """
 
 # Spec: client-server-api/#account-suspension, "Servers SHOULD permit the user to perform at least the following". What

@@ -20,6 +20,8 @@ MOMENT = re.compile(r"^\s*(\w+_(?:ms|ts|at|until)|expires|deadline)\s+(?:INTEGER
 READ = {
     "archive_garbage.due_ms": "homeserver/rooms/archive/blocks.py::list_garbage",
     "access_tokens.expires_ms": "homeserver/authenticate/identify.py::_requester_of",
+    "delayed_events.due_ms": "homeserver/features/delayed_events.py::_follow_clock",
+    "delayed_events.scheduled_ms": "homeserver/users/delayed_events.py::note_wrong_times",
     "device_list_resyncs.retry_after_ms": "homeserver/remote/resyncs.py::list_servers_due",
     "destinations_behind.retry_after_ms": "homeserver/process/back_off.py::is_over",
     "heartbeats.last_ms": "homeserver/users/status.py::find_last_heartbeats",
@@ -65,6 +67,9 @@ HARMLESS = {
     "refresh_tokens.created_ms": SHOWN,
     "users.created_ms": SHOWN,
     "users.deactivated_ms": "Whether it is set counts, not when.",
+    "delayed_events.delay_ms": "A length of time, at most DELAY_MS_MAX.",
+    "delayed_events.sent_as_ms": "An application service says so: it decides nothing.",
+    "delayed_events.finalised_ms": "What became of an event is told for a while, or a while longer.",
     "devices.created_ms": SHOWN,
     "devices.last_seen_ms": SHOWN,
     "oauth_sessions.created_ms": SHOWN,

@@ -330,4 +330,5 @@ def _get_requester(tx: Transaction, user_id: UserID, device_id: str) -> Requeste
         is_guest=flags.is_guest,
         is_locked=flags.is_locked,
         is_suspended=flags.is_suspended,
+        is_shadow_banned=flags.is_shadow_banned,
     )

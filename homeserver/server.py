@@ -54,6 +54,7 @@ from homeserver.rooms.master_keys import check_keys, claim, open_master_keys
 from homeserver.rooms.policy import PolicySignatureNeeded
 from homeserver.sync import Syncs
 from homeserver.users.accounts import create_account, find_local
+from homeserver.users.administration import set_password
 from homeserver.users.application_services import find_asserted
 from homeserver.users.filters import find_filter
 from homeserver.websocket import Sockets
@@ -191,7 +192,7 @@ class Homeserver:
         """Replaces a password and, by default, logs the user out everywhere. None disables login by password."""
         hs = self.resources
         _check_text(user=user, password="" if password is None else password)
-        await account.set_password(hs, find_local(hs, user), password, logout_devices=logout_devices)
+        await set_password(hs, find_local(hs, user), password, logout_devices=logout_devices)
 
     async def deactivate(self, user: str, *, erase: bool = False) -> None:
         """Deactivates an account for good: it leaves its rooms, can no longer log in, and its name stays taken.

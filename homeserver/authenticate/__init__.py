@@ -9,7 +9,15 @@ them, and `store_account_flags` locks or suspends an account. These take effect 
 
 from __future__ import annotations
 
-from homeserver.authenticate.flags import AccountFlags, delete_account_flags, get_account_flags, store_account_flags
+from homeserver.authenticate.flags import (
+    AccountFlags,
+    delete_account_flags,
+    find_rate_limit,
+    get_account_flags,
+    list_flagged,
+    store_account_flags,
+    store_rate_limit,
+)
 from homeserver.authenticate.identify import (
     FindAppservice,
     IdentifyOrigin,
@@ -37,8 +45,10 @@ from homeserver.authenticate.schema import SCHEMA
 from homeserver.authenticate.tokens import (
     IssuedTokens,
     TokenLookup,
+    create_token_for,
     create_tokens,
     delete_token,
+    delete_tokens_issued_by,
     delete_tokens_of_device,
     delete_tokens_of_user,
     find_token,
@@ -64,17 +74,21 @@ __all__ = [
     "check_not_guest",
     "check_not_suspended",
     "check_token",
+    "create_token_for",
     "create_tokens",
     "delete_account_flags",
     "delete_token",
+    "delete_tokens_issued_by",
     "delete_tokens_of_device",
     "delete_tokens_of_user",
+    "find_rate_limit",
     "find_refresh_token",
     "find_requester",
     "find_token",
     "get_account_flags",
     "hash_token",
     "limit_requester",
+    "list_flagged",
     "new_token",
     "note_heartbeat",
     "note_seen",
@@ -82,6 +96,7 @@ __all__ = [
     "refuse_origin",
     "replace_tokens",
     "store_account_flags",
+    "store_rate_limit",
     "unknown_token",
     "user_locked",
 ]

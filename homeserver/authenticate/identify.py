@@ -123,7 +123,7 @@ async def _requester_of(hs: Resources, token: str, now_ms: int) -> Requester | N
 
 
 def _unexpired(hs: Resources, found: TokenLookup) -> Requester:
-    if found.expires_ms is not None and not is_ahead(found.expires_ms, hs.now_ms(), limits.ACCESS_TOKEN_LIFETIME_MS):
+    if found.expires_ms is not None and not is_ahead(found.expires_ms, hs.now_ms(), found.lifetime_ms_max):
         raise unknown_token(soft_logout=True)
     return found.requester
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from homeserver.api.routes import Operation
 from homeserver.errors import MatrixError
 from homeserver.federation.identifiers import UserID
+from homeserver.limits import Bucket
 from homeserver.resources import Resources
 
 
@@ -16,6 +17,9 @@ class Requester:
 
     appservice: the ID of the application service that makes the request for the user. It may name no device: "".
     is_limited: whether rate limits apply to requests of an application service; to those of users they always do.
+    is_shadow_banned: whether what the user does is answered as if it had worked, and reaches nobody.
+    rate_limit: what an administrator has set for this account instead of the usual limits. If its `per_second` is 0,
+    nothing is limited.
     """
 
     user_id: UserID
@@ -27,6 +31,12 @@ class Requester:
     is_suspended: bool = False
     is_locked: bool = False
     is_limited: bool = False
+    is_shadow_banned: bool = False
+    rate_limit: Bucket | None = None
+
+
+# Classes that count requests of people, for which an account's own rate limit holds. Others count bytes and the like.
+_COUNTED = frozenset({"default", "message", "join", "invite"})
 
 
 def check_may_call(requester: Requester, operation: Operation) -> None:
@@ -70,8 +80,13 @@ def limit_requester(hs: Resources, requester: Requester, rate_class: str, cost: 
 
     Does nothing for embedding programs, and for application services unless their registration says otherwise.
     """
-    if requester.token_id or requester.is_limited:
-        hs.rate_limits.take(rate_class, requester.user_id, hs.now_ms(), cost)
+    if (requester.token_id or requester.is_limited) and not _is_unlimited(requester):
+        own = requester.rate_limit if rate_class in _COUNTED else None
+        hs.rate_limits.take(rate_class, requester.user_id, hs.now_ms(), cost, own)
+
+
+def _is_unlimited(requester: Requester) -> bool:
+    return requester.rate_limit is not None and not requester.rate_limit.per_second
 
 
 def charge_requester(hs: Resources, requester: Requester, rate_class: str, cost: float) -> None:
@@ -79,7 +94,7 @@ def charge_requester(hs: Resources, requester: Requester, rate_class: str, cost:
 
     The bucket may go into debt. Until that is paid off, `limit_requester` raises M_LIMIT_EXCEEDED, for a cost of 0 too.
     """
-    if requester.token_id or requester.is_limited:
+    if (requester.token_id or requester.is_limited) and not _is_unlimited(requester):
         hs.rate_limits.charge(rate_class, requester.user_id, hs.now_ms(), cost)
 
 

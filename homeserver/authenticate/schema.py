@@ -44,5 +44,17 @@ SCHEMA = Schema(
             CREATE INDEX refresh_tokens_family ON refresh_tokens (family);
             """,
         ),
+        Step(
+            "002_administration",
+            """
+            -- issued_by_nid: the administrator who got this token to act for the user. It belongs to no device.
+            ALTER TABLE access_tokens ADD COLUMN issued_by_nid INTEGER;
+            CREATE INDEX access_tokens_issued ON access_tokens (issued_by_nid) WHERE issued_by_nid IS NOT NULL;
+            ALTER TABLE account_flags ADD COLUMN is_shadow_banned INTEGER NOT NULL DEFAULT 0;
+            -- The account's own rate limit, NULL if the usual ones hold. rate_per_second 0: it has none.
+            ALTER TABLE account_flags ADD COLUMN rate_burst INTEGER;
+            ALTER TABLE account_flags ADD COLUMN rate_per_second INTEGER;
+            """,
+        ),
     ),
 )

@@ -15,16 +15,21 @@ from homeserver.authenticate.requester import Requester
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError
 from homeserver.federation.identifiers import UserID
+from homeserver.limits import Bucket
 from homeserver.process.token_cache import tokens_key
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLookup:
-    """A stored access token. `unused`: its first use will revoke other tokens (`refresh`)."""
+    """A stored access token. `unused`: its first use will revoke other tokens (`refresh`).
+
+    lifetime_ms_max: how far ahead `expires_ms` can have been set.
+    """
 
     requester: Requester
     expires_ms: int | None
     unused: bool
+    lifetime_ms_max: int = limits.ACCESS_TOKEN_LIFETIME_MS
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,17 +132,46 @@ def store_access_token(
     )
 
 
+def create_token_for(tx: Transaction, user_id: UserID, admin: UserID, lifetime_ms: int | None) -> str:
+    """Creates and returns a token with which an administrator acts for a user. It belongs to no device.
+
+    The user's own log-outs do not end it; the end of the account and those of the administrator do.
+    """
+    access_token = new_token("hsat")
+    expires_ms = None if lifetime_ms is None else tx.now_ms + lifetime_ms
+    tx.run(
+        "INSERT INTO access_tokens (token_hash, user_nid, device_id, created_ms, expires_ms, issued_by_nid)"
+        " VALUES (?, ?, '', ?, ?, ?)",
+        hash_token(access_token),
+        tx.intern(user_id),
+        tx.now_ms,
+        expires_ms,
+        tx.intern(admin),
+    )
+    return access_token
+
+
+def delete_tokens_issued_by(tx: Transaction, admin: UserID) -> None:
+    """Revokes the tokens with which an administrator acts for others."""
+    nids = set(tx.values("SELECT user_nid FROM access_tokens WHERE issued_by_nid = ?", tx.find(admin)))
+    tx.run("DELETE FROM access_tokens WHERE issued_by_nid = ?", tx.find(admin))
+    for name in tx.names(nids).values():
+        end_waiting(tx, UserID(name))
+
+
 def find_token(tx: Transaction, token_hash: bytes) -> TokenLookup | None:
     """Returns the access token with its requester, even if it has expired, or None if there is no such token."""
     row = tx.one(
         "SELECT t.user_nid, t.device_id, t.expires_ms, t.refreshed_by,"
-        " f.is_admin, f.is_guest, f.is_locked, f.is_suspended"
+        " f.is_admin, f.is_guest, f.is_locked, f.is_suspended, f.is_shadow_banned, f.rate_burst, f.rate_per_second,"
+        " t.issued_by_nid"
         " FROM access_tokens t LEFT JOIN account_flags f ON f.user_nid = t.user_nid WHERE t.token_hash = ?",
         token_hash,
     )
     if row is None:
         return None
-    user_nid, device_id, expires_ms, refreshed_by, is_admin, is_guest, is_locked, is_suspended = row
+    user_nid, device_id, expires_ms, refreshed_by, is_admin, is_guest, is_locked, is_suspended, *rest = row
+    is_shadow_banned, rate_burst, rate_per_second, issued_by_nid = rest
     requester = Requester(
         user_id=UserID(tx.name(user_nid)),
         device_id=device_id,
@@ -146,8 +180,11 @@ def find_token(tx: Transaction, token_hash: bytes) -> TokenLookup | None:
         token_id=token_hash,
         is_suspended=bool(is_suspended),
         is_locked=bool(is_locked),
+        is_shadow_banned=bool(is_shadow_banned),
+        rate_limit=None if rate_per_second is None else Bucket(rate_burst, rate_per_second),
     )
-    return TokenLookup(requester, expires_ms, refreshed_by is not None)
+    lifetime_ms_max = limits.ACCESS_TOKEN_LIFETIME_MS if issued_by_nid is None else limits.ISSUED_TOKEN_LIFETIME_MS_MAX
+    return TokenLookup(requester, expires_ms, refreshed_by is not None, lifetime_ms_max)
 
 
 def delete_token(tx: Transaction, user_id: UserID, token_hash: bytes) -> None:
@@ -164,12 +201,21 @@ def delete_tokens_of_device(tx: Transaction, user_id: UserID, device_id: str) ->
     end_waiting(tx, user_id)
 
 
-def delete_tokens_of_user(tx: Transaction, user_id: UserID, *, except_device_id: str | None = None) -> None:
-    """Revokes all access and refresh tokens of a user, except those of one device if it is given."""
+def delete_tokens_of_user(
+    tx: Transaction, user_id: UserID, *, except_device_id: str | None = None, and_issued: bool = False
+) -> None:
+    """Revokes all access and refresh tokens of a user, except those of one device if it is given.
+
+    and_issued: also those with which administrators act for the user, as when the account ends.
+    """
     user_nid = tx.find(user_id)
     kept = "" if except_device_id is None else except_device_id
     every = 1 if except_device_id is None else 0
-    tx.run("DELETE FROM access_tokens WHERE user_nid = ? AND (? = 1 OR device_id <> ?)", user_nid, every, kept)
+    tx.run(
+        "DELETE FROM access_tokens WHERE user_nid = ? AND (? = 1 OR device_id <> ?)"
+        " AND (? = 1 OR issued_by_nid IS NULL)",
+        user_nid, every, kept, int(and_issued),
+    )  # fmt: skip
     tx.run("DELETE FROM refresh_tokens WHERE user_nid = ? AND (? = 1 OR device_id <> ?)", user_nid, every, kept)
     end_waiting(tx, user_id)
 

@@ -27,7 +27,7 @@ import trio
 from homeserver import authenticate, limits
 from homeserver.api.routes import Empty, Routes
 from homeserver.authenticate import Requester, check_not_guest
-from homeserver.database import DatabaseDamaged, Schema, Step, Transaction
+from homeserver.database import DatabaseDamaged, Transaction
 from homeserver.errors import MatrixError, forbidden
 from homeserver.feature import Feature, JsonObject, Worklist
 from homeserver.federation.build import Draft
@@ -36,9 +36,9 @@ from homeserver.remote.leaves import leave_room
 from homeserver.remote.outside import is_outside
 from homeserver.resources import ForgetUser, Resources
 from homeserver.rooms.append import append_local
-from homeserver.rooms.erasure import note_erased
 from homeserver.rooms.membership import find_membership, list_memberships
 from homeserver.users import accounts
+from homeserver.users.departures import WAKE_KEY, delete_departure, end_account, list_departures
 from homeserver.users.email_validation import delete_validation, email_stage
 from homeserver.users.inventory import Personal, forget_rest, list_rest
 from homeserver.users.password_login import replace_password
@@ -54,15 +54,8 @@ from homeserver.users.user_interactive import (
 
 _log = logging.getLogger(__name__)
 
-SCHEMA = Schema(
-    "account",
-    (Step("create", "CREATE TABLE departures (user_nid INTEGER PRIMARY KEY);"),),
-)
-
 routes = Routes()
 
-# The stream key of the worklist that finishes deactivations.
-WAKE_KEY = "departures"
 EMAIL_STAGE = email_stage("reset")
 _OPEN = ("join", "invite", "knock")
 
@@ -113,24 +106,6 @@ def _use_email(tx: Transaction, authentication: Authentication) -> UserID:
     return user_id
 
 
-async def set_password(hs: Resources, user_id: UserID, password: str | None, *, logout_devices: bool) -> None:
-    """Replaces a password without asking for the old one, for administrators and embedding programs.
-
-    None disables login by password. Raises M_NOT_FOUND if there is no such account.
-    """
-    password_hash = None
-    if password is not None:
-        check_new_password(hs, password)
-        password_hash = await hash_password(hs, password)
-    await hs.database.write(_set_password, user_id, password_hash, logout_devices)
-
-
-def _set_password(tx: Transaction, user_id: UserID, password_hash: str | None, logout_devices: bool) -> None:
-    if not accounts.is_active(tx, user_id):
-        raise accounts.no_account(user_id)
-    replace_password(tx, user_id, password_hash, logout_devices=logout_devices)
-
-
 class DeactivateBody(msgspec.Struct, frozen=True):
     auth: JsonObject | None = None
     id_server: str | None = None
@@ -162,33 +137,7 @@ def _deactivate(
     tx: Transaction, forgetters: Sequence[ForgetUser], user_id: UserID, erase: bool, authentication: Authentication
 ) -> None:
     delete_session(tx, authentication)
-    if accounts.find_user(tx, user_id) is None:
-        raise accounts.no_account(user_id)
-    accounts.set_deactivated(tx, user_id, erase=erase)
-    tx.next_position(WAKE_KEY)
-    _note_departure(tx, user_id)
-    if erase:
-        note_erased(tx, user_id)
-    for forget_user in forgetters:
-        forget_user(tx, user_id, erase)
-
-
-def _note_departure(tx: Transaction, user_id: UserID) -> None:
-    """Notes that the user has to leave their rooms."""
-    tx.run("INSERT INTO departures (user_nid) VALUES (?) ON CONFLICT (user_nid) DO NOTHING", tx.intern(user_id))
-
-
-class ResetPasswordBody(msgspec.Struct, frozen=True):
-    new_password: str
-    logout_devices: bool = True
-
-
-@routes.post("/_synapse/admin/v1/reset_password/{user_id}")
-async def reset_password(hs: Resources, requester: Requester, user_id: UserID, body: ResetPasswordBody) -> JsonObject:
-    """Part of the admin API, see `homeserver.features.administration`."""
-    authenticate.check_admin(requester)
-    await set_password(hs, user_id, body.new_password, logout_devices=body.logout_devices)
-    return {}
+    end_account(tx, forgetters, user_id, erase=erase)
 
 
 class AdminDeactivateBody(msgspec.Struct, frozen=True):
@@ -219,11 +168,6 @@ def _forget_in_this_process(hs: Resources, user_id: UserID) -> None:
     hs.rate_limits.forget(user_id)
 
 
-def list_departures(tx: Transaction) -> list[UserID]:
-    """Returns the users whose deactivation has begun but is not finished."""
-    return [UserID(name) for name in tx.names(tx.values("SELECT user_nid FROM departures")).values()]
-
-
 async def finish_departure(hs: Resources, user_id: UserID) -> None:
     """Finishes a deactivation: leaves the remaining rooms, then deletes what was too much for one write."""
     _forget_in_this_process(hs, user_id)
@@ -242,7 +186,7 @@ async def finish_departure(hs: Resources, user_id: UserID) -> None:
             nursery.start_soon(leave, room_id)
     while await hs.database.write(_forget_more, hs.forgetters, user_id):
         pass
-    await hs.database.write(_delete_departure, user_id, await hs.database.read(list_rest, user_id))
+    await hs.database.write(_finish_departure, user_id, await hs.database.read(list_rest, user_id))
 
 
 def _forget_more(tx: Transaction, forgetters: Sequence[ForgetUser], user_id: UserID) -> bool:
@@ -255,12 +199,12 @@ def _forget_more(tx: Transaction, forgetters: Sequence[ForgetUser], user_id: Use
     return is_more
 
 
-def _delete_departure(tx: Transaction, user_id: UserID, rest: Sequence[Personal]) -> None:
+def _finish_departure(tx: Transaction, user_id: UserID, rest: Sequence[Personal]) -> None:
     """Deletes the departure, and what no feature has deleted. `rest` was read before: some tables have no index."""
     for each in rest:
         _log.warning("data of a deactivated user was left in a table", extra={"table": each.table})
     forget_rest(tx, user_id, rest)
-    tx.run("DELETE FROM departures WHERE user_nid = ?", tx.find(user_id))
+    delete_departure(tx, user_id)
 
 
 async def _leave_rooms_here(hs: Resources, user_id: UserID) -> None:
@@ -308,7 +252,6 @@ def _list_open(tx: Transaction, user_id: UserID) -> list[RoomID]:
 FEATURE = Feature(
     name="account",
     spec="client-server-api/#account-management",
-    schema=SCHEMA,
     routes=routes,
     capabilities={"m.change_password": lambda config, requester: {"enabled": not requester.is_guest}},
     worklists=(Worklist("departures", list_departures, finish_departure, WAKE_KEY),),

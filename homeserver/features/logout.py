@@ -33,6 +33,7 @@ def _log_out(tx: Transaction, requester: Requester) -> None:
 
 def _log_out_everywhere(tx: Transaction, requester: Requester) -> None:
     log_out_everywhere(tx, requester.user_id)
+    authenticate.delete_tokens_issued_by(tx, requester.user_id)
 
 
 FEATURE = Feature(name="logout", spec="client-server-api/#post_matrixclientv3logout", routes=routes)

@@ -1,51 +1,35 @@
 """Profiles: display name, avatar, time zone and custom fields. Spec: client-server-api/#profiles
 
-A new display name or avatar is sent as a new member event to each of the user's rooms, a bounded number of rooms per
-write. The change itself stores that rooms remain to be updated, so that a crash does not leave some behind.
+`homeserver/users/profile_changes.py` tells the user's rooms.
 """
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from homeserver import limits
 from homeserver.api.routes import Empty, Routes
 from homeserver.authenticate import Requester
 from homeserver.config import Config
 from homeserver.database import Transaction
-from homeserver.encoding import to_json
-from homeserver.errors import MatrixError, bad_json, forbidden, invalid_param, missing_param, not_found
+from homeserver.errors import MatrixError, forbidden, invalid_param, missing_param, not_found
 from homeserver.feature import Feature, JsonObject, Worklist
-from homeserver.federation.build import Draft
-from homeserver.federation.identifiers import InvalidIdentifier, RoomID, ServerName, UserID, parse_user_id
+from homeserver.federation.identifiers import InvalidIdentifier, ServerName, UserID, parse_user_id
 from homeserver.limits import Bucket
 from homeserver.remote.application_services import provide_user
 from homeserver.remote.profiles import fetch_profile
 from homeserver.resources import Resources
-from homeserver.rooms.append import append_local
-from homeserver.rooms.heads import find_head, state_content
-from homeserver.rooms.membership import list_joined_rooms
 from homeserver.users import accounts
 from homeserver.users.profile import (
-    MEMBER_FIELDS,
-    delete_unfinished,
     find_profile,
     forget_profile,
-    get_member_profile,
     list_unfinished,
-    note_unfinished,
-    store_field,
 )
+from homeserver.users.profile_changes import SPECIFIED, change_profile, checked_value, finish_update
 
-_log = logging.getLogger(__name__)
-
-_SPECIFIED = frozenset({"displayname", "avatar_url", "m.tz"})
 # The Common Namespaced Identifier Grammar, with a namespace.
 _FIELD = re.compile(r"[a-z][a-z0-9_-]*(\.[a-z0-9_-]+)+", re.ASCII)
-_MXC = re.compile(r"mxc://[^/?#\s]+/[A-Za-z0-9_-]+", re.ASCII)
 
 # Clients from before v1.16 use this path, if the feature is announced.
 UNSTABLE_PATH = "/_matrix/client/unstable/uk.tcpip.msc4133/profile/{user_id}/{key_name}"
@@ -88,7 +72,7 @@ async def set_profile_field(hs: Resources, requester: Requester, user_id: UserID
     _check_may_change(requester, user_id, key_name)
     if key_name not in body:
         raise missing_param(f"The body does not contain {key_name}.")
-    value = _checked_value(key_name, body[key_name])
+    value = checked_value(key_name, body[key_name])
     await change_profile(hs, user_id, key_name, value)
     return Empty()
 
@@ -109,63 +93,8 @@ def _check_may_change(requester: Requester, user_id: UserID, field: str) -> None
     if len(field.encode()) > limits.users.PROFILE_KEY_BYTES_MAX:
         most = limits.users.PROFILE_KEY_BYTES_MAX
         raise MatrixError(400, "M_KEY_TOO_LARGE", f"The name of a profile field may be at most {most} bytes long.")
-    if field not in _SPECIFIED and _FIELD.fullmatch(field) is None:
+    if field not in SPECIFIED and _FIELD.fullmatch(field) is None:
         raise invalid_param("There is no such profile field; custom fields have names like org.example.field.")
-
-
-def _checked_value(field: str, value: Any) -> bytes | None:
-    """Returns the value as JSON, None to remove the field: an empty display name or avatar unsets it."""
-    if field in _SPECIFIED:
-        if not isinstance(value, str):
-            raise bad_json(f"{field} must be a string.")
-        if value == "":
-            return None
-    if field == "displayname" and len(value) > limits.users.DISPLAYNAME_CHARACTERS_MAX:
-        raise invalid_param(f"A display name may be at most {limits.users.DISPLAYNAME_CHARACTERS_MAX} characters long.")
-    if field == "avatar_url" and (len(value) > limits.users.AVATAR_URL_CHARACTERS_MAX or _MXC.fullmatch(value) is None):
-        raise invalid_param("avatar_url must be an mxc:// URI.")
-    return to_json(value)
-
-
-async def change_profile(hs: Resources, user_id: UserID, field: str, value: bytes | None) -> None:
-    """Sets a field to a JSON value, or removes it, and updates the user's rooms. Raises M_PROFILE_TOO_LARGE."""
-    done = await hs.database.write(_change, user_id, field, value)
-    while done is not None:
-        done = await hs.database.write(tell_rooms, user_id, done)
-
-
-def _change(tx: Transaction, user_id: UserID, field: str, value: bytes | None) -> RoomID | None:
-    if not store_field(tx, user_id, field, value) or field not in MEMBER_FIELDS:
-        return None
-    note_unfinished(tx, user_id)
-    return tell_rooms(tx, user_id, RoomID(""))
-
-
-def tell_rooms(tx: Transaction, user_id: UserID, after: RoomID) -> RoomID | None:
-    """Updates the user's member events in some rooms after `after`. Returns the last of them, None at the end."""
-    profile = get_member_profile(tx, user_id)
-    rooms = sorted(room_id for room_id in list_joined_rooms(tx, user_id) if room_id > after)
-    for room_id in rooms[: limits.users.PROFILE_ROOMS_PER_WRITE]:
-        head = find_head(tx, room_id)
-        member = state_content(tx, head.state_root, "m.room.member", user_id) if head is not None else None
-        if member is None or {key: member[key] for key in MEMBER_FIELDS if key in member} == profile:
-            continue
-        content = {"membership": "join", **profile}
-        try:
-            append_local(tx, Draft(room_id, user_id, "m.room.member", content, state_key=user_id))
-        except MatrixError as error:  # a room that refuses must not keep the others from being updated
-            _log.info("member event refused", extra={"room_id": room_id, "user_id": user_id, "reason": error.error})
-    if len(rooms) > limits.users.PROFILE_ROOMS_PER_WRITE:
-        return rooms[limits.users.PROFILE_ROOMS_PER_WRITE - 1]
-    delete_unfinished(tx, user_id)
-    return None
-
-
-async def finish_update(hs: Resources, user_id: UserID) -> None:
-    """Updates the rooms that an earlier run of the server has left, after a start."""
-    done: RoomID | None = RoomID("")
-    while done is not None:
-        done = await hs.database.write(tell_rooms, user_id, done)
 
 
 def _profile_fields(config: Config, requester: Requester) -> JsonObject:

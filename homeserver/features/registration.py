@@ -69,14 +69,8 @@ class AvailableQuery(msgspec.Struct, frozen=True):
 @routes.get("/_matrix/client/v3/register/available", rate_limit="login")
 async def check_username_availability(hs: Resources, query: AvailableQuery) -> JsonObject:
     user_id = accounts.user_id_of(hs.server_name, query.username)
-    await hs.database.read(_check_available, user_id)
+    await hs.database.read(accounts.check_available, user_id)
     return {"available": True}
-
-
-def _check_available(tx: Transaction, user_id: UserID) -> None:
-    accounts.check_name_is_free(tx, user_id)
-    if accounts.find_user(tx, user_id) is not None:
-        raise accounts.user_in_use()
 
 
 class ValidityQuery(msgspec.Struct, frozen=True):

@@ -80,6 +80,8 @@ TOKEN_CACHE_ALONE_AGE_MS_MAX = 600_000
 
 # For tokens that can be refreshed: short enough that a leaked one soon expires, long enough to refresh rarely.
 ACCESS_TOKEN_LIFETIME_MS = 60 * 60 * 1000
+# The longest lifetime that an administrator may give a token to act for a user, if it has one. It is a support case.
+ISSUED_TOKEN_LIFETIME_MS_MAX = 366 * 24 * 60 * 60 * 1000
 
 # Neither we nor application services have longer tokens. A longer one is not even hashed.
 ACCESS_TOKEN_CHARACTERS_MAX = 2_048

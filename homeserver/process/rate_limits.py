@@ -28,12 +28,17 @@ class RateLimits:
     def __len__(self) -> int:
         return len(self._buckets)
 
-    def take(self, rate_class: str, key: str, now_ms: int, cost: float = 1) -> None:
-        """Takes a request from the bucket of `key` in a class. Raises M_LIMIT_EXCEEDED."""
+    def take(
+        self, rate_class: str, key: str, now_ms: int, cost: float = 1, bucket: limits.Bucket | None = None
+    ) -> None:
+        """Takes a request from the bucket of `key` in a class. Raises M_LIMIT_EXCEEDED.
+
+        bucket: the size of this one, if it is not that of the class.
+        """
         if not self.enabled or not rate_class:
             return
-        bucket = self.classes[rate_class]
-        tokens = self._refill(rate_class, key, now_ms)
+        bucket = bucket or self.classes[rate_class]
+        tokens = self._refill(rate_class, key, now_ms, bucket)
         if tokens < cost:
             self._buckets[rate_class, key] = (tokens, now_ms)
             raise limit_exceeded(int((cost - tokens) / bucket.per_second * 1000) + 1)
@@ -48,12 +53,11 @@ class RateLimits:
     def charge(self, rate_class: str, key: str, now_ms: int, cost: float) -> None:
         """Takes a cost that became known only afterwards. The bucket may go into debt."""
         if self.enabled:
-            tokens = self._refill(rate_class, key, now_ms)
+            tokens = self._refill(rate_class, key, now_ms, self.classes[rate_class])
             self._keep(rate_class, key, tokens - cost, now_ms)
 
-    def _refill(self, rate_class: str, key: str, now_ms: int) -> float:
+    def _refill(self, rate_class: str, key: str, now_ms: int, bucket: limits.Bucket) -> float:
         """Removes the bucket and returns its current tokens."""
-        bucket = self.classes[rate_class]
         tokens, at_ms = self._buckets.pop((rate_class, key), (bucket.burst, now_ms))
         at_ms = min(at_ms, now_ms)  # if the clock was set back, the bucket refills from now on
         return min(bucket.burst, tokens + (now_ms - at_ms) / 1000 * bucket.per_second)

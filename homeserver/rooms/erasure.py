@@ -28,6 +28,12 @@ def note_erased(tx: Transaction, user_id: UserID) -> None:
     note_rewrites_of_user(tx, user_nid)
 
 
+def delete_erasure(tx: Transaction, user_id: UserID) -> None:
+    """Shows the messages of an erased user again, because the account is open again."""
+    if tx.run("DELETE FROM erased_senders WHERE sender_nid = ?", tx.find(user_id)):
+        note_rewrites_of_user(tx, tx.intern(user_id))
+
+
 def find_erased(tx: Transaction, senders: Iterable[str]) -> dict[str, int]:
     """Returns the erased ones of the users, each with the stream position of the erasure."""
     nids = {nid: sender for sender in senders if (nid := tx.find(sender)) is not None}

@@ -13,6 +13,7 @@ from homeserver.users import (
     accounts,
     delayed_events,
     delivered,
+    departures,
     devices,
     email_validation,
     figures,
@@ -47,6 +48,7 @@ from homeserver.users.push import notifications, pushers
 
 SCHEMAS: tuple[Schema, ...] = (
     accounts.SCHEMA,
+    departures.SCHEMA,
     registration_tokens.SCHEMA,
     user_interactive.SCHEMA,
     mail.SCHEMA,

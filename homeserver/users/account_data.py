@@ -162,6 +162,17 @@ def list_of_type(tx: Transaction, user_id: UserID, data_type: str) -> list[Row]:
     )  # fmt: skip
 
 
+def list_all(tx: Transaction, user_id: UserID) -> list[tuple[RoomID | None, str, JsonObject]]:
+    """Returns all the user's data: its room or None, its type, its content. Damaged data is left out."""
+    rows = tx.all("SELECT room_nid, type_nid, content FROM account_data WHERE user_nid = ?", tx.find(user_id))
+    intact = [row for row in rows if is_intact(row[2], "account data")]
+    names = tx.names({nid for row in intact for nid in row[:2] if nid})
+    return [
+        (RoomID(names[room_nid]) if room_nid else None, names[type_nid], orjson.loads(content))
+        for room_nid, type_nid, content in intact
+    ]
+
+
 def forget_account_data(tx: Transaction, user_id: UserID, erase: bool) -> bool:
     """Deletes the data that the user stored for their own devices, tags included. No device is left to read it."""
     tx.run("DELETE FROM account_data WHERE user_nid = ?", tx.find(user_id))

@@ -41,6 +41,7 @@ SCHEMA = Schema(
             CREATE INDEX users_deactivated ON users (deactivated_position) WHERE deactivated_position IS NOT NULL;
             """,
         ),
+        Step("002_user_type", "ALTER TABLE users ADD COLUMN user_type TEXT;"),
     ),
 )
 
@@ -58,6 +59,7 @@ class User:
     appservice: str | None
     deactivated_ms: int | None
     erased: bool
+    user_type: str | None = None
 
     @property
     def is_deactivated(self) -> bool:
@@ -189,6 +191,13 @@ def check_name_is_free(tx: Transaction, user_id: UserID, appservice: str | None 
         raise exclusive("This username is reserved for an application service.")
 
 
+def check_available(tx: Transaction, user_id: UserID) -> None:
+    """Raises M_USER_IN_USE or M_EXCLUSIVE if no new account can have this name."""
+    check_name_is_free(tx, user_id)
+    if find_user(tx, user_id) is not None:
+        raise user_in_use()
+
+
 def exclusive(error: str) -> MatrixError:
     """Returns 400 M_EXCLUSIVE: a name belongs, or does not belong, to an application service."""
     return MatrixError(400, "M_EXCLUSIVE", error)
@@ -210,11 +219,12 @@ def find_user(tx: Transaction, user_id: UserID) -> User | None:
     if nid is None:
         return None
     row = tx.one(
-        "SELECT password_hash, created_ms, appservice, deactivated_ms, erased FROM users WHERE user_nid = ?", nid
+        "SELECT password_hash, created_ms, appservice, deactivated_ms, erased, user_type FROM users WHERE user_nid = ?",
+        nid,
     )
     if row is None:
         return None
-    return User(user_id, row[0], row[1], row[2], row[3], bool(row[4]))
+    return User(user_id, row[0], row[1], row[2], row[3], bool(row[4]), row[5])
 
 
 def is_active(tx: Transaction, user_id: UserID) -> bool:
@@ -235,11 +245,11 @@ def list_active(tx: Transaction, user_ids: Collection[UserID]) -> set[UserID]:
 def list_users(tx: Transaction, after: str = "", limit: int = 1000) -> list[User]:
     """Returns accounts sorted by ID, starting after `after`."""
     rows = tx.all(
-        "SELECT s.value, u.password_hash, u.created_ms, u.appservice, u.deactivated_ms, u.erased"
+        "SELECT s.value, u.password_hash, u.created_ms, u.appservice, u.deactivated_ms, u.erased, u.user_type"
         " FROM users u JOIN strings s ON s.nid = u.user_nid WHERE s.value > ? ORDER BY s.value LIMIT ?",
         after, limit,
     )  # fmt: skip
-    return [User(UserID(row[0]), row[1], row[2], row[3], row[4], bool(row[5])) for row in rows]
+    return [User(UserID(row[0]), row[1], row[2], row[3], row[4], bool(row[5]), row[6]) for row in rows]
 
 
 def list_created(tx: Transaction, begin_ms: int, end_ms: int) -> list[int]:
@@ -269,5 +279,20 @@ def set_deactivated(tx: Transaction, user_id: UserID, *, erase: bool) -> None:
         " erased = ? WHERE user_nid = ? AND erased <= ?",
         tx.now_ms, position, int(erase), tx.find(user_id), int(erase),
     )  # fmt: skip
-    authenticate.delete_tokens_of_user(tx, user_id)
+    authenticate.delete_tokens_of_user(tx, user_id, and_issued=True)
+    authenticate.delete_tokens_issued_by(tx, user_id)
     authenticate.store_account_flags(tx, user_id, NO_FLAGS)
+
+
+def set_active(tx: Transaction, user_id: UserID) -> None:
+    """Opens a deactivated account again, without a password and without anything that was deleted with it."""
+    tx.run(
+        "UPDATE users SET deactivated_ms = NULL, deactivated_position = NULL, erased = 0 WHERE user_nid = ?",
+        tx.find(user_id),
+    )
+    tx.next_position(user_id)
+
+
+def set_user_type(tx: Transaction, user_id: UserID, user_type: str | None) -> None:
+    """Says what kind of user the account is for, for tools of administrators; None for a person."""
+    tx.run("UPDATE users SET user_type = ? WHERE user_nid = ?", user_type, tx.find(user_id))

@@ -94,6 +94,7 @@ def _find_requester(tx: Transaction, service: ApplicationService, user_id: UserI
         appservice=service.id,
         is_suspended=flags.is_suspended,
         is_locked=flags.is_locked,
+        is_shadow_banned=flags.is_shadow_banned,
         is_limited=service.rate_limited and user_id != service.sender,
     )
 

@@ -49,6 +49,7 @@ INVENTORY: tuple[Personal, ...] = (
     Personal("users", ends=_LATER, hidden=("password_hash",)),
     Personal("account_flags"),
     Personal("access_tokens", hidden=("token_hash",)),
+    Personal("access_tokens", "issued_by_nid", hidden=("token_hash", "user_nid")),
     Personal("refresh_tokens", hidden=("token_hash", "family")),
     Personal("registrations", ends=_LATER, hidden=("session",)),
     Personal("user_interactive_sessions", ends=_LATER, hidden=("session",)),

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import re
 import secrets
-from dataclasses import dataclass
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from homeserver import limits
@@ -36,6 +38,8 @@ SCHEMA = Schema(
 )
 
 STAGE = "m.login.registration_token"
+USES_MAX = 1_000_000_000
+_ALPHABET = string.ascii_letters + string.digits
 _TOKEN = re.compile(r"[0-9A-Za-z._~-]+", re.ASCII)
 
 
@@ -58,6 +62,11 @@ class RegistrationToken:
             "completed": self.uses,
             "expiry_time": self.expires_ms,
         }
+
+    def is_valid(self, now_ms: int) -> bool:
+        """Returns whether an account can be created with the token now."""
+        has_uses = self.uses_allowed is None or self.uses < self.uses_allowed
+        return has_uses and (self.expires_ms is None or self.expires_ms > now_ms)
 
 
 def _load(tx: Transaction, auth: JsonObject) -> bool:
@@ -93,8 +102,8 @@ def create_token(
     token = secrets.token_urlsafe(12) if token is None else token
     if _TOKEN.fullmatch(token) is None or len(token) > limits.REGISTRATION_TOKEN_CHARACTERS_MAX:
         raise invalid_param("A registration token must have 1 to 64 of the characters 0-9, A-Z, a-z and - . _ ~")
-    if uses_allowed is not None and uses_allowed < 1:
-        raise invalid_param("A token must allow at least one use.")
+    if uses_allowed is not None and not 1 <= uses_allowed <= USES_MAX:
+        raise invalid_param(f"A token must allow at least one use, and at most {USES_MAX}.")
     added = tx.run(
         "INSERT INTO registration_tokens (token, uses_allowed, uses, expires_ms, created_ms) VALUES (?, ?, 0, ?, ?)"
         " ON CONFLICT (token) DO NOTHING",
@@ -103,6 +112,30 @@ def create_token(
     if not added:
         raise invalid_param("This token already exists.")
     return RegistrationToken(token, uses_allowed, 0, expires_ms, tx.now_ms)
+
+
+def choose_token(length: int) -> str:
+    """Returns random text of this length for a token."""
+    return "".join(secrets.choice(_ALPHABET) for _ in range(length))
+
+
+def change_token(tx: Transaction, token: str, changes: Mapping[str, int | None]) -> RegistrationToken | None:
+    """Changes `uses_allowed` and `expiry_time`, as far as they are given. Returns None if there is no such token.
+
+    Without any use left, a token stays, and nobody can register with it.
+    """
+    found = next((each for each in list_tokens(tx) if each.token == token), None)
+    if found is None:
+        return None
+    uses_allowed = changes.get("uses_allowed", found.uses_allowed)
+    if uses_allowed is not None and not 0 <= uses_allowed <= USES_MAX:
+        raise invalid_param(f"uses_allowed must be null, or from 0 to {USES_MAX}.")
+    changed = replace(found, uses_allowed=uses_allowed, expires_ms=changes.get("expiry_time", found.expires_ms))
+    tx.run(
+        "UPDATE registration_tokens SET uses_allowed = ?, expires_ms = ? WHERE token = ?",
+        changed.uses_allowed, changed.expires_ms, token,
+    )  # fmt: skip
+    return changed
 
 
 def list_tokens(tx: Transaction) -> list[RegistrationToken]:

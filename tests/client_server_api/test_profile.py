@@ -10,7 +10,8 @@ from homeserver import limits
 from homeserver.authenticate import AccountFlags, store_account_flags
 from homeserver.config import Registration
 from homeserver.errors import MatrixError
-from homeserver.features.profile import FEATURE, finish_update
+from homeserver.features.profile import FEATURE
+from homeserver.users.profile_changes import finish_update
 from homeserver.federation.identifiers import RoomID
 from homeserver.rooms.heads import find_head, state_content
 from tests.support.homeservers import Client, Homeservers, Server

@@ -1,0 +1,18 @@
+"""The admin API for tools of other servers, for administrators of this server. It is not part of the specification.
+
+Paths and formats are those that tools for Synapse's admin API expect. docs/administration.md has a table of what is
+served. What commands share with it is in `homeserver/users/administration.py` and `homeserver/rooms/administration.py`.
+Reports and media have their part of this API in their own features.
+"""
+
+from __future__ import annotations
+
+from homeserver.api.routes import Routes
+from homeserver.feature import Feature
+from homeserver.features.administration import account_changes, accounts, devices, server, tokens
+
+routes = Routes()
+for _module in (tokens, accounts, account_changes, devices, server):
+    routes.include(_module.routes)
+
+FEATURE = Feature(name="administration", spec="", routes=routes)

@@ -30,6 +30,7 @@ OTHER_PUBLIC = {
     "GET /_homeserver/metrics": "a listener of its own decides who reaches it",
     "GET /_synapse/admin/v1/register": "gives out the nonce that the shared secret signs",
     "POST /_synapse/admin/v1/register": "is signed with the shared secret",
+    "GET /_synapse/admin/v1/server_version": "tools ask before they log in, as they do on other servers",
     "OPTIONS /_homeserver/client/v1/uploads": "tells what tus can do here, and browsers what they may send",
     "OPTIONS /_homeserver/client/v1/uploads/{upload_id}": "the same",
     "GET /_homeserver/client/v1/validate_email": "the link in an email, with a token of its own",

@@ -44,11 +44,16 @@ def reopen_account(tx: Transaction, user_id: UserID) -> None:
     user = find_user(tx, user_id)
     if user is None:
         raise no_account(user_id)
-    if tx.one("SELECT 1 FROM departures WHERE user_nid = ?", tx.find(user_id)) is not None:
+    if is_departing(tx, user_id):
         raise MatrixError(409, "M_UNKNOWN", "The account is still being deactivated. Try again in a moment.")
     if user.is_deactivated:
         set_active(tx, user_id)
         delete_erasure(tx, user_id)
+
+
+def is_departing(tx: Transaction, user_id: UserID) -> bool:
+    """Returns whether the deactivation of the account is not finished yet."""
+    return tx.one("SELECT 1 FROM departures WHERE user_nid = ?", tx.find(user_id)) is not None
 
 
 def note_departure(tx: Transaction, user_id: UserID) -> None:

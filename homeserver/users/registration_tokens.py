@@ -119,7 +119,7 @@ def choose_token(length: int) -> str:
     return "".join(secrets.choice(_ALPHABET) for _ in range(length))
 
 
-def change_token(tx: Transaction, token: str, changes: Mapping[str, int | None]) -> RegistrationToken | None:
+def replace_token(tx: Transaction, token: str, changes: Mapping[str, int | None]) -> RegistrationToken | None:
     """Changes `uses_allowed` and `expiry_time`, as far as they are given. Returns None if there is no such token.
 
     Without any use left, a token stays, and nobody can register with it.

@@ -157,7 +157,7 @@ async def test_administrators_cannot_lock_themselves_out(boss: Client, alice: Cl
     assert await alice.refused("GET", f"{V2}/users") == (403, "M_FORBIDDEN")
 
 
-async def test_what_a_user_has_is_listed(server: Server, boss: Client, alice: Client) -> None:
+async def test_rooms_data_and_pushers_of_a_user_are_listed(server: Server, boss: Client, alice: Client) -> None:
     bob = await server.register("bob")
     room_id, other = await create(alice), await public_room(bob, alice)
     await invite(alice, room_id, bob)

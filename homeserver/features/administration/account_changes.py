@@ -50,7 +50,7 @@ class Address(msgspec.Struct, frozen=True):
 
 
 class ExternalId(msgspec.Struct, frozen=True):
-    """Who the user is at a provider of single sign-on."""
+    """An identity of the user at a provider of single sign-on."""
 
     auth_provider: str
     external_id: str

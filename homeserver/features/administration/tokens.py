@@ -76,7 +76,7 @@ async def update_registration_token(hs: Resources, requester: Requester, token: 
     if body.expiry_time is not msgspec.UNSET:
         _check_expiry(hs, body.expiry_time)
     changes = {name: value for name, value in msgspec.structs.asdict(body).items() if value is not msgspec.UNSET}
-    changed = await hs.database.write(registration_tokens.change_token, token, changes)
+    changed = await hs.database.write(registration_tokens.replace_token, token, changes)
     if changed is None:
         raise not_found("There is no such registration token.")
     return changed.body()

@@ -11,9 +11,9 @@ from homeserver.authenticate import AccountFlags, store_account_flags
 from homeserver.config import Registration
 from homeserver.errors import MatrixError
 from homeserver.features.profile import FEATURE
-from homeserver.users.profile_changes import finish_update
 from homeserver.federation.identifiers import RoomID
 from homeserver.rooms.heads import find_head, state_content
+from homeserver.users.profile_changes import finish_update
 from tests.support.homeservers import Client, Homeservers, Server
 
 

@@ -41,6 +41,8 @@ from homeserver.users import accounts
 from homeserver.users.departures import WAKE_KEY, delete_departure, end_account, list_departures
 from homeserver.users.email_validation import delete_validation, email_stage
 from homeserver.users.inventory import Personal, forget_rest, list_rest
+from homeserver.users.page_sessions import forget_page_sessions
+from homeserver.users.passkeys import forget_passkeys
 from homeserver.users.password_login import replace_password
 from homeserver.users.passwords import check_new_password, hash_password
 from homeserver.users.threepids import EMAIL, find_owner
@@ -158,6 +160,8 @@ def forget_account(tx: Transaction, user_id: UserID, erase: bool) -> bool:
     """Deletes what is stored of the account itself, except the row that keeps its name taken."""
     authenticate.delete_account_flags(tx, user_id)
     forget_sessions(tx, user_id)
+    forget_page_sessions(tx, user_id)
+    forget_passkeys(tx, user_id)
     return False
 
 

@@ -165,6 +165,15 @@ PAGE_SESSION_LIFETIME_MS = 12 * 60 * 60 * 1000
 PAGE_CONFIRMATION_MS = 10 * 60 * 1000
 # Browsers of one person on one day.
 PAGE_SESSIONS_PER_USER_MAX = 20
+# One for each device or password manager of a person.
+PASSKEYS_PER_USER_MAX = 50
+# How long a person may take to find a security key. Anyone may begin a log-in; the oldest beginnings are dropped first.
+PASSKEY_CHALLENGE_LIFETIME_MS = 5 * 60 * 1000
+PASSKEY_CHALLENGES_MAX = 10_000
+# WebAuthn: "at most 1023 bytes". What a browser sends about a new one has a few KiB.
+PASSKEY_ID_BYTES_MAX = 1_023
+PASSKEY_ANSWER_CHARACTERS_MAX = 32 * 1024
+PASSKEY_NAME_CHARACTERS_MAX = 100
 # Forms have a few short texts, and one has a picture: a photo of a phone, as it is.
 PAGE_FORM_BYTES_MAX = 64 * 1024
 PAGE_PICTURE_BYTES_MAX = 8 << 20

@@ -239,9 +239,8 @@ def log_out_everywhere(
 
 
 def forget_devices(tx: Transaction, user_id: UserID, erase: bool) -> bool:
-    """Deletes all devices, their tokens, and page sessions. Their deletion stays recorded for other servers' lists."""
+    """Deletes all devices and their tokens. Their deletion stays recorded for other servers' device lists."""
     delete_devices_of_user(tx, user_id)
-    forget_page_sessions(tx, user_id)
     return False
 
 

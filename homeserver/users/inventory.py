@@ -63,6 +63,7 @@ INVENTORY: tuple[Personal, ...] = (
     Personal("oauth_sessions", hidden=("origin",)),
     Personal("oauth_codes", hidden=("code_hash",)),
     Personal("oauth_device_grants", hidden=("code_hash", "user_code")),
+    Personal("passkeys"),
     Personal("departures", ends=_LATER),
     Personal("erased_senders", "sender_nid", ends=_LATER),
     # What clients store, and how they sync

@@ -19,6 +19,7 @@ from homeserver.database.compression import CorruptData, decompress
 from homeserver.federation.identifiers import ServerName
 from homeserver.users.inventory import INVENTORY
 from homeserver.users.oauth.device_grants import approve_device_grant, open_device_grant
+from homeserver.users.passkeys import NewPasskey, create_passkey
 from homeserver.users.presence import find_presence
 from homeserver.users.status import store_heartbeats
 from homeserver.users.threepids import EMAIL, store_binding, store_threepid
@@ -140,6 +141,7 @@ async def leave_traces(server: Server, bob: Client, federation: Federation) -> C
     await alice.ok("POST", f"user/{own}/openid/request_token", json={})
     await leave_addresses(server, alice)
     await Browser(server.app, server.name).log_in("alice", PASSWORD)
+    await server.write(create_passkey, alice.user_id, NewPasskey(b"id", b"key", 0), SECRETS[4])
     await leave_oauth(server, alice)
     await alice.get("sync?timeout=0")
     await server.write(store_heartbeats)

@@ -57,8 +57,12 @@ class PageShown:
         return [each.get("href") for each in self.tree.iter("a")]
 
     def form(self, action: str = "") -> Any:
-        """The form that is sent to an address with this end; the only one if none is named."""
-        forms = [each for each in self.tree.iter("form") if each.get("action", "").endswith(action)]
+        """The form that is sent to an address below ACCOUNT; the only one that needs no script if none is named."""
+        forms = [
+            each
+            for each in self.tree.iter("form")
+            if (each.get("action").partition("?")[0] == ACCOUNT + action if action else each.get("hidden") is None)
+        ]
         assert len(forms) == 1, f"{len(forms)} forms on {self.path}: {self.text}"
         return forms[0]
 
@@ -89,7 +93,7 @@ class Browser:
         """Fills in a form of the page and sends it. Returns the answer itself."""
         form = page.form(action)
         values = dict(form.form_values())
-        unknown = fields.keys() - {each.get("name") for each in form.inputs}
+        unknown = fields.keys() - {each.get("name") for each in form.xpath(".//input|.//button")}
         assert not unknown, f"no such fields: {unknown}"
         values.update({key: value for key, value in fields.items() if value is not None})
         data = {key: value for key, value in values.items() if fields.get(key, "") is not None}

@@ -131,6 +131,7 @@ THEORY = (
     "homeserver/users/encryption/one_time_keys.py",
     "homeserver/users/friend_rooms.py",
     "homeserver/users/page_sessions.py",
+    "homeserver/users/passkeys.py",
     "homeserver/users/presence.py",
     "homeserver/users/user_interactive.py",
 )

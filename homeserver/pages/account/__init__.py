@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from quart import Quart
 
-from homeserver.pages.account import devices, login, overview, password
+from homeserver.pages.account import authorize, devices, link, login, overview, passkeys, password, register
 from homeserver.pages.account.serving import Serving
 from homeserver.resources import Resources
 
-MODULES = (login, overview, devices, password)
+MODULES = (login, register, authorize, link, overview, devices, password, passkeys)
 
 
 def add_account_pages(app: Quart, hs: Resources) -> None:

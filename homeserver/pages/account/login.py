@@ -6,7 +6,6 @@ password, the same line in the log.
 
 from __future__ import annotations
 
-from typing import Any
 from urllib.parse import quote
 
 from homeserver import limits
@@ -14,15 +13,19 @@ from homeserver.database import Transaction
 from homeserver.errors import MatrixError
 from homeserver.federation.identifiers import UserID
 from homeserver.moments import is_recent
+from homeserver.pages.account.notices import notice_of
 from homeserver.pages.account.visits import Answer, Page, PageRoutes, Problem, Redirect, Visit, page_path
 from homeserver.process.rate_limits import address_key
 from homeserver.resources import Resources
 from homeserver.users.accounts import find_user
-from homeserver.users.page_sessions import PAGES_PATH, create_page_session, delete_page_session, local_path
+from homeserver.users.page_sessions import PAGES_PATH, Method, create_page_session, delete_page_session, local_path
+from homeserver.users.passkeys import are_passkeys_possible, list_passkeys
 from homeserver.users.password_login import check_password, count_login, keep_checked, log_failed_login
 
 routes = PageRoutes()
 
+# A link to the log-in page may fill in a name. IDs have at most 255 bytes.
+NAME_CHARACTERS_MAX = 255
 NAME_MISSING = Problem("username", "Enter your username.")
 PASSWORD_MISSING = Problem("password", "Enter your password.")
 
@@ -32,13 +35,21 @@ async def show_login(hs: Resources, visit: Visit) -> Answer:
     return_to = local_path(visit.query.get("return_to"))
     if visit.session is not None:
         return Redirect(return_to)
-    return _login_page(hs, return_to)
+    return login_page(hs, return_to, visit.query.get("name", "")[:NAME_CHARACTERS_MAX], notice=notice_of(visit))
 
 
-def _login_page(hs: Resources, return_to: str, name: str = "", problems: tuple[Problem, ...] = (), **page: Any) -> Page:
-    registration = hs.config.registration
-    values = {"return_to": return_to, "name": name, "may_register": registration.enabled}
-    return Page("login.html", values, problems, **page)
+def login_page(
+    hs: Resources, return_to: str, name: str, problems: tuple[Problem, ...] = (), status: int = 200, notice: str = ""
+) -> Page:
+    """Returns the log-in page, which leads on to `return_to`."""
+    values = {
+        "return_to": return_to,
+        "name": name,
+        "may_register": hs.config.registration.enabled,
+        "passkeys": are_passkeys_possible(hs.config),
+        "notice": notice,
+    }
+    return Page("login.html", values, problems, status, scripts=True)
 
 
 @routes.post("login", is_public=True)
@@ -49,12 +60,12 @@ async def log_in(hs: Resources, visit: Visit) -> Answer:
     name, password = visit.text("username").strip(), visit.text("password")
     missing = tuple(problem for text, problem in ((name, NAME_MISSING), (password, PASSWORD_MISSING)) if not text)
     if missing:
-        return _login_page(hs, return_to, name, missing, status=400)
+        return login_page(hs, return_to, name, missing, 400)
     try:
         token = await _log_in(hs, visit, name, password)
     except MatrixError as error:
         problem = Problem("" if error.status == 429 else "password", said_of(error))
-        return _login_page(hs, return_to, name, (problem,), status=error.status)
+        return login_page(hs, return_to, name, (problem,), error.status)
     return Redirect(return_to, session=token)
 
 
@@ -80,7 +91,7 @@ def _store_login(tx: Transaction, user_id: UserID, new_hash: str | None, visit: 
     return begin_session(tx, user_id, "password", visit)
 
 
-def begin_session(tx: Transaction, user_id: UserID, method: Any, visit: Visit) -> str:
+def begin_session(tx: Transaction, user_id: UserID, method: Method, visit: Visit) -> str:
     """Returns the token of a new session; the browser's old one ends. Raises MatrixError if the account may not."""
     token = create_page_session(tx, user_id, method, address=visit.address, user_agent=visit.user_agent)
     if visit.token:
@@ -116,11 +127,17 @@ async def show_confirm(hs: Resources, visit: Visit) -> Answer:
 
 
 async def _confirm_page(
-    hs: Resources, visit: Visit, return_to: str, problems: tuple[Problem, ...] = (), **page: Any
+    hs: Resources, visit: Visit, return_to: str, problems: tuple[Problem, ...] = (), status: int = 200
 ) -> Page:
-    user = await hs.database.read(find_user, visit.user_id)
-    values = {"return_to": return_to, "has_password": user is not None and user.password_hash is not None}
-    return Page("confirm.html", values, problems, **page)
+    has_password, has_passkey = await hs.database.read(_read_ways, visit.user_id)
+    values = {"return_to": return_to, "has_password": has_password, "has_passkey": has_passkey}
+    return Page("confirm.html", values, problems, status, scripts=True)
+
+
+def _read_ways(tx: Transaction, user_id: UserID) -> tuple[bool, bool]:
+    """Returns whether the user can show by password, and whether by passkey, who they are."""
+    user = find_user(tx, user_id)
+    return user is not None and user.password_hash is not None, bool(list_passkeys(tx, user_id))
 
 
 @routes.post("confirm")
@@ -128,12 +145,12 @@ async def confirm(hs: Resources, visit: Visit) -> Answer:
     return_to = local_path(visit.text("return_to"))
     password = visit.text("password")
     if not password:
-        return await _confirm_page(hs, visit, return_to, (PASSWORD_MISSING,), status=400)
+        return await _confirm_page(hs, visit, return_to, (PASSWORD_MISSING,), 400)
     try:
         token = await _log_in(hs, visit, visit.user_id, password)
     except MatrixError as error:
         problem = Problem("" if error.status == 429 else "password", said_of(error))
-        return await _confirm_page(hs, visit, return_to, (problem,), status=error.status)
+        return await _confirm_page(hs, visit, return_to, (problem,), error.status)
     return Redirect(return_to, session=token)
 
 

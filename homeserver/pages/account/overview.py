@@ -12,6 +12,7 @@ from urllib.parse import quote
 from homeserver.database import Transaction
 from homeserver.feature import JsonObject
 from homeserver.federation.identifiers import UserID
+from homeserver.pages.account.notices import notice_of
 from homeserver.pages.account.visits import Answer, Page, PageRoutes, Redirect, Visit, page_path
 from homeserver.resources import Resources
 from homeserver.users.devices import list_devices
@@ -38,19 +39,6 @@ ACTIONS: Mapping[str, str] = {
 }
 """What clients may ask for, and the page that does it. The first six are those of the specification."""
 
-NOTICES: Mapping[str, str] = {
-    "password": "Your password has been changed.",
-    "device": "The device has been logged out.",
-    "renamed": "The device has been renamed.",
-    "profile": "Your profile has been saved.",
-    "approved": "The device is being logged in. You can go back to it.",
-    "refused": "The device has not been logged in.",
-    "reset": "You can now reset your digital identity in your app, within the next ten minutes.",
-    "passkey": "The passkey has been added.",
-    "passkey-removed": "The passkey has been removed. Delete it on your device, too.",
-}
-"""What a page that has done something says on the next one."""
-
 
 @routes.get("")
 async def show_overview(hs: Resources, visit: Visit) -> Answer:
@@ -67,8 +55,3 @@ async def show_overview(hs: Resources, visit: Visit) -> Answer:
 def _read_overview(tx: Transaction, user_id: UserID) -> tuple[JsonObject, int]:
     """Returns display name and avatar of the user, and the number of devices."""
     return get_member_profile(tx, user_id), len(list_devices(tx, user_id))
-
-
-def notice_of(visit: Visit) -> str:
-    """Returns what the page before has done, "" if nothing."""
-    return NOTICES.get(visit.query.get("done", ""), "")

@@ -181,9 +181,11 @@ class Serving:
         return response
 
     async def _render(self, page: Page, visit: Visit | None) -> str:
-        base = (visit.root if visit is not None else "") + PAGES_PATH
+        root = visit.root if visit is not None else ""
+        base = root + PAGES_PATH
         return await render_template(
             f"account/{page.template}",
+            root=root,
             base=base,
             files=f"{base}files/{self._version}/",
             form_token="" if visit is None else visit.form_token,

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import parse_qsl, urlencode
 
 from homeserver.errors import MatrixError
 from homeserver.federation.identifiers import UserID
@@ -53,8 +54,9 @@ class Visit:
 
     @property
     def here(self) -> str:
-        """The page's own address, to come back to after a log-in."""
-        return f"{self.path}?{self.query_string}" if self.query_string else self.path
+        """The page's own address, to come back to after a log-in: `local_path` takes it whatever is in the query."""
+        given = parse_qsl(self.query_string, keep_blank_values=True)
+        return f"{self.path}?{urlencode(given)}" if given else self.path
 
     def text(self, name: str) -> str:
         """Returns a field of the form; "" if it is not there."""

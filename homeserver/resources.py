@@ -18,6 +18,7 @@ from homeserver.federation.wire import Wire
 from homeserver.process.acknowledged import Acknowledged
 from homeserver.process.budgets import Budgets
 from homeserver.process.claims import Claims
+from homeserver.process.documents import Documents
 from homeserver.process.early_presence import EarlyPresence
 from homeserver.process.flights import Flights
 from homeserver.process.heartbeats import Heartbeats
@@ -77,6 +78,7 @@ class Resources:
     token_cache: TokenCache[Any] = field(default_factory=TokenCache)
     rate_limits: RateLimits = field(default_factory=RateLimits)
     claims: Claims = field(default_factory=Claims)
+    documents: Documents = field(default_factory=Documents)
     flights: Flights = field(default_factory=Flights)
     peers: Peers = field(default_factory=Peers)
     metrics: Metrics = field(default_factory=Metrics)

@@ -108,6 +108,10 @@ class Request:
                 return value.decode("latin-1")
         return None
 
+    def list_header(self, name: bytes) -> list[str]:
+        """Returns all values of a header, in order."""
+        return [value.decode("latin-1") for other, value in self._headers if other == name]
+
     @property
     def query(self) -> dict[str, list[str]]:
         """All values of each query parameter, in order. Raises MatrixError if they are too many or not valid UTF-8."""

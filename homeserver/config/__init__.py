@@ -46,6 +46,7 @@ from homeserver.config.sections import (
     is_loopback,
     server_name_of,
 )
+from homeserver.config.sso import SsoProvider
 from homeserver.config.values import ConfigError, Section
 
 __all__ = [
@@ -82,6 +83,7 @@ __all__ = [
     "SearchSection",
     "Section",
     "ServeGroup",
+    "SsoProvider",
     "Turn",
     "UrlPreviews",
     "WebsocketSection",

@@ -63,6 +63,12 @@ def check_files(config: Config) -> Iterator[str]:
                 read_secret(f"{section}.{key}", path)
         except ConfigError as error:
             yield str(error)
+    for provider in config.sso:
+        try:
+            if provider.client_secret_file:
+                read_secret(f"sso.client_secret_file of {provider.id!r}", provider.client_secret_file)
+        except ConfigError as error:
+            yield str(error)
     named = {
         "federation.ca_file": config.federation.ca_file,
         "outbound_http.ca_file": config.outbound_http.ca_file,
@@ -121,6 +127,13 @@ def _absolute_paths(table: dict[str, Any], folder: Path) -> dict[str, Any]:
     if isinstance(table.get("listeners"), list):
         table["listeners"] = [
             with_absolute_paths(each) if isinstance(each, dict) else each for each in table["listeners"]
+        ]
+    if isinstance(table.get("sso"), list):
+        table["sso"] = [
+            {key: absolute(value) if key == "client_secret_file" else value for key, value in each.items()}
+            if isinstance(each, dict)
+            else each
+            for each in table["sso"]
         ]
     services = table.get("application_services")
     if isinstance(services, dict) and isinstance(services.get("files"), list):

@@ -14,6 +14,7 @@ import msgspec
 
 from homeserver import limits
 from homeserver.config.listeners import Bind, Listener, parse_bind
+from homeserver.config.sso import SsoProvider
 from homeserver.config.values import (
     ConfigError,
     Section,
@@ -354,6 +355,7 @@ class Config(Section, frozen=True):
     archive: ArchiveSection = ArchiveSection()
     retention: Retention = Retention()
     registration: Registration = Registration()
+    sso: tuple[SsoProvider, ...] = ()
     rooms: Rooms = Rooms()
     passwords: Passwords = Passwords()
     oauth: OAuthSection = OAuthSection()
@@ -379,6 +381,10 @@ class Config(Section, frozen=True):
         check_server_name("server_name", self.server_name)
         if not self.data_dir:
             raise ConfigError("data_dir must name a folder")
+        provider_ids = [provider.id for provider in self.sso]
+        for provider_id in provider_ids:
+            if provider_ids.count(provider_id) > 1:
+                raise ConfigError(f"two of the [[sso]] providers have the same id, {provider_id!r}")
         binds = [listener.bind for listener in self.listeners if not _is_chosen_by_system(parse_bind(listener.bind))]
         for bind in binds:
             if binds.count(bind) > 1:

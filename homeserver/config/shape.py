@@ -26,6 +26,9 @@ def check_table(kind: type[Section], table: dict[str, Any], section: str = "") -
         if key not in kinds:
             raise ConfigError(_unknown_key(kind, key, section))
         _check_value(kinds[key], value, f"{section.strip('[]')}.{key}" if section else key)
+    missing = [field.encode_name for field in fields_of(kind) if field.required and field.encode_name not in table]
+    if kind is not Config and missing:
+        raise ConfigError(f"{section} needs the key {missing[0]!r}")
     if kind is Config and not table.get("server_name"):
         raise ConfigError(
             'server_name is missing: it is the domain of your users, as in server_name = "example.org", '
@@ -51,11 +54,12 @@ def _check_value(kind: Any, value: object, where: str) -> None:
 
 
 def _check_list(kind: Any, value: object, where: str) -> None:
-    if kind is Listener:
+    if isinstance(kind, type) and issubclass(kind, Section):
         if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
-            raise ConfigError(f"{where}: write [[{where}]], with two brackets on each side, once for each listener")
+            what = "listener" if kind is Listener else "provider"
+            raise ConfigError(f"{where}: write [[{where}]], with two brackets on each side, once for each {what}")
         for each in value:
-            check_table(Listener, each, f"[[{where}]]")
+            check_table(kind, each, f"[[{where}]]")
         return
     if not isinstance(value, list):
         raise ConfigError(f'{where} must be a list, as in ["…", "…"], not {_shown(value)}')
@@ -80,8 +84,8 @@ def _sections() -> Iterator[tuple[str, dict[str, Any]]]:
     for name, kind in _kinds(Config).items():
         if isinstance(kind, type) and issubclass(kind, Section):
             yield f"[{name}]", _kinds(kind)
-        elif get_origin(kind) is tuple and get_args(kind)[0] is Listener:
-            yield f"[[{name}]]", _kinds(Listener)
+        elif get_origin(kind) is tuple and isinstance(inner := get_args(kind)[0], type) and issubclass(inner, Section):
+            yield f"[[{name}]]", _kinds(inner)
 
 
 def _kinds(kind: type[Section]) -> dict[str, Any]:

@@ -76,6 +76,9 @@ def _section(kind: type[Section], given: Mapping[str, Any], where: str) -> Secti
     for key in given:
         if key not in names:
             raise ConfigError(f"{where}: unknown key {key!r}{suggest(str(key), names)}")
+    missing = [each.encode_name for each in fields_of(kind) if each.required and each.encode_name not in given]
+    if missing:
+        raise ConfigError(f"{where} needs the key {missing[0]!r}")
     return kind(**{names[key]: value for key, value in given.items()})
 
 

@@ -8,6 +8,7 @@ import msgspec
 
 from homeserver.api.routes import Request, Routes
 from homeserver.authenticate import Requester, note_seen
+from homeserver.config import SsoProvider
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, forbidden, missing_param
 from homeserver.feature import Feature, JsonObject
@@ -27,7 +28,16 @@ routes = Routes()
 
 @routes.get("/_matrix/client/v3/login")
 async def get_login_flows(hs: Resources) -> JsonObject:
-    return {"flows": list(FLOWS)}
+    if not hs.config.sso:
+        return {"flows": list(FLOWS)}
+    return {"flows": [{"type": "m.login.sso", "identity_providers": list(map(_shown, hs.config.sso))}, *FLOWS]}
+
+
+def _shown(provider: SsoProvider) -> JsonObject:
+    """Returns what clients show on the button of a provider. Spec: #definition-mloginsso-flow-schema"""
+    shown = {"id": provider.id, "name": provider.name}
+    optional = {"icon": provider.icon, "brand": provider.brand}
+    return shown | {key: value for key, value in optional.items() if value}
 
 
 class LoginBody(msgspec.Struct, frozen=True):

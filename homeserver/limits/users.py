@@ -280,3 +280,29 @@ OAUTH_STATE_CHARACTERS_MAX = 2_048
 CROSS_SIGNING_RESET_MS = 10 * 60 * 1000
 # How often expired codes and unused clients are deleted.
 OAUTH_CLEANUP_INTERVAL_S = 60 * 60
+
+# Single sign-on
+
+# OpenID Connect Core, section 2: a subject has at most 255 ASCII characters.
+SSO_SUBJECT_CHARACTERS_MAX = 255
+# How long a browser may take between the start and the end: people look for their second factor.
+SSO_ATTEMPT_LIFETIME_MS = 15 * 60 * 1000
+# Attempts at a time, at 500 bytes each. Anyone may begin one; the oldest end.
+SSO_ATTEMPTS_MAX = 50_000
+# The URL of a client. Browsers and proxies take some thousand characters.
+SSO_URL_CHARACTERS_MAX = 2_000
+# For each request to a provider. A person waits, and three requests may follow one another.
+SSO_TIMEOUT_S = 10.0
+# The metadata of large providers have 10 KiB, their keys 5 KiB, a token with groups 20 KiB.
+SSO_ANSWER_BYTES_MAX = 256 * 1024
+# Keys in a set, and hexadecimal digits of the largest modulus: providers publish two or three of 2,048 bits.
+SSO_KEYS_MAX = 50
+SSO_KEY_CHARACTERS_MAX = 1_400
+# How long metadata and keys of a provider are used. OpenID Connect Core, section 10.1.1: a new key is announced by a
+# token that names it, so keys are fetched again for an unknown one, but not more often than this.
+SSO_METADATA_AGE_S = 3600.0
+SSO_KEYS_AGE_S = 60.0
+# Clocks of providers may differ this much.
+SSO_CLOCK_SKEW_S = 60
+# The spec says about five seconds. A phone that switches between two apps over a bad network needs longer.
+SSO_LOGIN_TOKEN_LIFETIME_MS = 30 * 1000

@@ -64,6 +64,8 @@ INVENTORY: tuple[Personal, ...] = (
     Personal("oauth_codes", hidden=("code_hash",)),
     Personal("oauth_device_grants", hidden=("code_hash", "user_code")),
     Personal("passkeys"),
+    Personal("external_ids", ends=_LATER),
+    Personal("sso_attempts", hidden=("state_hash", "browser_hash", "nonce", "verifier")),
     Personal("departures", ends=_LATER),
     Personal("erased_senders", "sender_nid", ends=_LATER),
     # What clients store, and how they sync

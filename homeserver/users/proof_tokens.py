@@ -52,8 +52,10 @@ LIFETIMES_MS = {Purpose.LOGIN: 120_000, Purpose.OPENID: 3_600_000}
 _TOKENS_MAX = 50
 
 
-def create_proof(tx: Transaction, purpose: Purpose, user_id: UserID, device_id: str) -> str:
-    """Returns a new token, valid for `LIFETIMES_MS[purpose]`. device_id: "" if no device asked for it."""
+def create_proof(
+    tx: Transaction, purpose: Purpose, user_id: UserID, device_id: str, lifetime_ms: int | None = None
+) -> str:
+    """Returns a new token. device_id: "" if no device asked for it. lifetime_ms: at most that of the purpose."""
     user_nid = tx.intern(user_id)
     tx.run("DELETE FROM proof_tokens WHERE expires_ms < ?", tx.now_ms)
     tx.run(
@@ -65,7 +67,8 @@ def create_proof(tx: Transaction, purpose: Purpose, user_id: UserID, device_id: 
     token = new_token(_PREFIXES[purpose])
     tx.run(
         "INSERT INTO proof_tokens (token_hash, purpose, user_nid, device_id, expires_ms) VALUES (?, ?, ?, ?, ?)",
-        hash_token(token), purpose, user_nid, device_id, tx.now_ms + LIFETIMES_MS[purpose],
+        hash_token(token), purpose, user_nid, device_id,
+        tx.now_ms + min(lifetime_ms or LIFETIMES_MS[purpose], LIFETIMES_MS[purpose]),
     )  # fmt: skip
     return token
 

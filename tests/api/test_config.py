@@ -15,6 +15,7 @@ from homeserver.config import (
     Config,
     ConfigError,
     Listener,
+    SsoProvider,
     config_from_table,
     load_config,
     parse_bind,
@@ -39,7 +40,19 @@ def sections(kind: type[msgspec.Struct], name: str = "") -> dict[str, set[str]]:
 def test_the_sample_contains_the_defaults() -> None:
     sample = tomllib.loads(SAMPLE.read_text())
     defaults = msgspec.json.decode(msgspec.json.encode(Config(server_name="localhost")))
+    assert defaults.pop("sso") == []  # what the sample says of it is a comment
     assert sample == defaults
+
+
+def test_the_sample_has_a_provider_of_single_sign_on_in_a_comment() -> None:
+    text = SAMPLE.read_text()
+    section = text[text.index("# [[sso]]") : text.index("\n[rooms]")]
+    table = tomllib.loads(re.sub(r"^# ?", "", section, flags=re.MULTILINE))
+    (provider,) = config_from_table({"server_name": "a.example", **table}, Path("/etc")).sso
+    assert provider.client_secret_file == "/etc/sso_client_secret"
+    chosen = ("id", "name", "issuer", "client_id", "client_secret_file", "trusted_client_urls")
+    defaults = SsoProvider(**{key: getattr(provider, key) for key in chosen})
+    assert provider == defaults
 
 
 def test_every_key_of_the_sample_is_explained() -> None:
@@ -58,7 +71,7 @@ def test_the_sample_contains_every_key() -> None:
     text = SAMPLE.read_text()
     for keys in sections(Config).values():
         for key in keys:
-            assert re.search(rf"^{key} = ", text, re.MULTILINE), key
+            assert re.search(rf"^(?:# )?{key} = ", text, re.MULTILINE), key
 
 
 def test_settings_without_effect_are_marked_in_the_sample() -> None:

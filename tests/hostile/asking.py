@@ -36,7 +36,14 @@ class Answer:
     @property
     def errcode(self) -> str:
         """The error code; "" if the answer is not an error."""
-        return self.json.get("errcode", "") if self.status >= 400 else ""  # none where authentication begins
+        if self.status < 400 or self.is_page:
+            return ""
+        return self.json.get("errcode", "")  # none where authentication begins
+
+    @property
+    def is_page(self) -> bool:
+        """Whether it is a page for a person in a browser."""
+        return self.headers.get("content-type", "").startswith("text/html")
 
     @property
     def verdict(self) -> tuple[int, str]:
@@ -73,7 +80,10 @@ def check_client_answer(method: str, path: str, answer: Answer) -> None:
     for name, value in CORS.items():
         given = answer.headers.get(name, "")
         assert set(value.split(", ")) <= set(given.split(", ")), f"{name}: {answer}"
-    if answer.status >= 400:
+    if answer.is_page:
+        assert path.startswith("/_homeserver/"), str(answer)
+        assert "frame-ancestors 'none'" in answer.headers["content-security-policy"], str(answer)
+    elif answer.status >= 400:
         check_error(answer)
     check_response(method, path, answer.status, answer.body, answer.headers)
 

@@ -131,6 +131,7 @@ class World:
             "upload_id": "upload",
             "appservice_id": "bridge",
             "delay_id": self.delay_id,
+            "idp_id": "provider",
         }
 
         def fill(match: re.Match[str]) -> str:

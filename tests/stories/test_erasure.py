@@ -16,11 +16,12 @@ from homeserver import limits
 from homeserver.config import AtRest, Email
 from homeserver.database import Transaction
 from homeserver.database.compression import CorruptData, decompress
-from homeserver.federation.identifiers import ServerName
+from homeserver.federation.identifiers import ServerName, UserID
 from homeserver.users.inventory import INVENTORY
 from homeserver.users.oauth.device_grants import approve_device_grant, open_device_grant
 from homeserver.users.passkeys import NewPasskey, create_passkey
 from homeserver.users.presence import find_presence
+from homeserver.users.single_sign_on import Goal, create_attempt, insert_external_id, set_confirming
 from homeserver.users.status import store_heartbeats
 from homeserver.users.threepids import EMAIL, store_binding, store_threepid
 from tests.support.browser import Browser
@@ -124,6 +125,7 @@ async def leave_traces(server: Server, bob: Client, federation: Federation) -> C
         await alice.ok("POST", path, json={"reason": "org.example.secret"})
     await bob.ok("POST", f"users/{own}/report", json={"reason": "loud"})
     await alice.ok("PUT", f"{room}/send/m.room.message/later?org.matrix.msc4140.delay=9000000", json=message)
+    await server.write(leave_sign_on, alice.user_id)
     await leave_keys(alice, bob)
     await leave_notifications(alice, bob, room_id)
     await alice.post("/_matrix/media/v3/upload?filename=holiday.png", content=b"x" * 100)
@@ -200,6 +202,12 @@ async def back_up_keys(alice: Client, room_id: str) -> None:
         await alice.ok("POST", "room_keys/version", json={"algorithm": algorithm, "auth_data": {"a": SECRETS[3]}})
         await alice.ok("PUT", f"room_keys/keys/{quote(room_id)}/{SECRETS[3]}?version={version}", json=key)
     await alice.ok("DELETE", "room_keys/version/1")
+
+
+def leave_sign_on(tx: Transaction, user_id: UserID) -> None:
+    """A provider knows the user, and a log-in with it is under way."""
+    insert_external_id(tx, user_id, "example", "alice")
+    set_confirming(tx, create_attempt(tx, "example", Goal.CLIENT, "https://client.example/", "browser"), user_id)
 
 
 async def leave_keys(alice: Client, bob: Client) -> None:

@@ -52,6 +52,7 @@ READ = {
     "page_sessions.created_ms": "homeserver/users/page_sessions.py::find_page_session",
     "passkey_challenges.created_ms": "homeserver/users/passkeys.py::get_challenge",
     "proof_tokens.expires_ms": "homeserver/users/proof_tokens.py::find_proven",
+    "sso_attempts.created_ms": "homeserver/users/single_sign_on.py::find_attempt",
     "user_interactive_sessions.created_ms": "homeserver/users/user_interactive.py::_find_session",
     "own_keys.expired_ts": "homeserver/remote/identity.py::list_old_keys",
     "url_previews.fetched_ms": "homeserver/features/media/previews.py::_is_fresh",

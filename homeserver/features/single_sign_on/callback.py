@@ -1,0 +1,206 @@
+"""The way back from a provider: who has come, which account is theirs, and whether to go on."""
+
+from __future__ import annotations
+
+import logging
+
+import msgspec
+
+from homeserver import limits
+from homeserver.api.cookies import cookie_name, write_cookie
+from homeserver.api.forms import PageExtras, TextField, decode_form, make_page, redirect
+from homeserver.api.routes import Request, Response, Routes
+from homeserver.config import SsoProvider
+from homeserver.database import Transaction
+from homeserver.errors import MatrixError
+from homeserver.features.single_sign_on.beginning import (
+    CALLBACK,
+    COOKIE,
+    callback_url,
+    find_browser,
+    find_provider,
+    no_provider,
+    provider_failed,
+    refused,
+)
+from homeserver.features.single_sign_on.client_urls import is_trusted, shown, source_of, with_login_token
+from homeserver.features.single_sign_on.people import (
+    check_may_log_in,
+    claims_of,
+    create_person,
+    find_account,
+    person_of,
+)
+from homeserver.federation.identifiers import UserID
+from homeserver.remote.openid_provider import ProviderError, redeem_code
+from homeserver.resources import Resources
+from homeserver.users.proof_tokens import Purpose, create_proof
+from homeserver.users.single_sign_on import (
+    Attempt,
+    AttemptStep,
+    Person,
+    delete_attempt,
+    find_attempt,
+    find_by_external_id,
+    set_answered,
+    set_confirming,
+    set_naming,
+)
+
+_log = logging.getLogger(__name__)
+
+CONTINUE = "/_homeserver/sso/continue"
+
+routes = Routes()
+
+
+class CallbackQuery(msgspec.Struct, frozen=True):
+    """What a provider sends the browser back with. Spec: RFC 6749, section 4.1.2; `iss`: RFC 9207"""
+
+    state: str = ""
+    code: str = ""
+    error: str = ""
+    iss: str = ""
+
+
+@routes.get(CALLBACK, rate_limit="sso")
+async def sso_callback(hs: Resources, query: CallbackQuery, request: Request) -> Response:
+    browser = find_browser(hs, request)
+    attempt = await hs.database.write(set_answered, query.state, browser) if browser and query.state else None
+    if attempt is None:
+        return _no_attempt()
+    provider = find_provider(hs, attempt.provider)
+    if provider is None:  # it was removed from the configuration meanwhile
+        return no_provider()
+    if query.error or not query.code:
+        _log.info("single sign-on refused", extra={"provider": provider.id, "reason": query.error[:100]})
+        return make_page(
+            f"{provider.name} did not log you in", "Go back to your app to try again, or another way.", status=403
+        )
+    try:
+        if query.iss and query.iss != provider.issuer:
+            raise ProviderError(f"the answer is from another issuer: {query.iss[:200]!r}")
+        claims = await redeem_code(
+            hs, provider, query.code, attempt.verifier, attempt.nonce, callback_url(hs), claims_of(provider)
+        )
+    except ProviderError as error:
+        return provider_failed(provider, error)
+    try:
+        return await hs.database.write(_arrive, provider, attempt, person_of(provider, claims))
+    except MatrixError as error:
+        return refused(error)
+
+
+def _arrive(tx: Transaction, provider: SsoProvider, attempt: Attempt, person: Person) -> Response:
+    """Finds the person's account and goes on, or lets the person choose a username first."""
+    user_id = find_account(tx, provider, person)
+    if user_id is None:
+        set_naming(tx, attempt, person)
+        return redirect(_continue_path(attempt))
+    return _go_on(tx, provider, attempt, user_id)
+
+
+def _go_on(tx: Transaction, provider: SsoProvider, attempt: Attempt, user_id: UserID) -> Response:
+    """Ends the attempt of a person with an account, or asks first whether the client is theirs."""
+    own_page = f"{tx.server.config.base_url}/_homeserver/chat"
+    if not is_trusted(attempt.target, (*provider.trusted_client_urls, own_page)):
+        set_confirming(tx, attempt, user_id)
+        return redirect(_continue_path(attempt))
+    return _finish(tx, attempt, user_id)
+
+
+def _finish(tx: Transaction, attempt: Attempt, user_id: UserID) -> Response:
+    """Sends the browser back to the client with a login token, and deletes the attempt and the cookie."""
+    if not delete_attempt(tx, attempt):
+        raise MatrixError(403, "M_FORBIDDEN", "This attempt to log in has ended already. Go back to your app.")
+    token = create_proof(
+        tx, Purpose.LOGIN, user_id, "", lifetime_ms=limits.users.SSO_LOGIN_TOKEN_LIFETIME_MS
+    )  # fmt: skip
+    base_url = tx.server.config.base_url
+    name = cookie_name(COOKIE, base_url)
+    return redirect(with_login_token(attempt.target, token), write_cookie(name, "", base_url, max_age_s=0))
+
+
+def _continue_path(attempt: Attempt) -> str:
+    return f"{CONTINUE}?state={attempt.state}"
+
+
+def _no_attempt() -> Response:
+    return make_page(
+        "Please start again",
+        "This log-in was started in another browser, took too long, or has ended already. Go back to your app and"
+        " log in from there. If you did not want to log in, close this page.",
+        status=400,
+    )
+
+
+# --- pages on the way ---
+
+
+class ContinueQuery(msgspec.Struct, frozen=True):
+    state: str
+
+
+@routes.get(CONTINUE, rate_limit="sso")
+async def show_sso_step(hs: Resources, query: ContinueQuery, request: Request) -> Response:
+    """Shows the question of an attempt's step: a username, or whether a client may go on."""
+    attempt = await hs.database.read(find_attempt, query.state, find_browser(hs, request))
+    return _no_attempt() if attempt is None else _show(hs, attempt)
+
+
+def _show(hs: Resources, attempt: Attempt, *, username: str = "", error: str = "") -> Response:
+    if attempt.step == AttemptStep.NAMING and attempt.person is not None:
+        field = TextField(
+            "username", "Username", username or attempt.person.username,
+            f"Others will see you as @username:{hs.server_name}. It can never be changed.",
+        )  # fmt: skip
+        return make_page(
+            f"Welcome to {hs.server_name}", "Choose your username.", "Create account",
+            PageExtras(fields=[field], error=error), status=400 if error else 200,
+        )  # fmt: skip
+    if attempt.step == AttemptStep.CONFIRMING and attempt.user_id is not None:
+        place = shown(attempt.target)
+        text = (
+            f"You are {attempt.user_id}. If you continue, {place} gets full access to this account.",
+            f"If you did not just start to log in there, or do not trust {place}, close this page.",
+        )
+        policy = {"form-action": f"'self' {source_of(attempt.target)}"}  # browsers apply it to what follows as well
+        return make_page(f"Continue to {place}?", text, "Continue", PageExtras(policy=policy, error=error))
+    return _no_attempt()
+
+
+class StepForm(msgspec.Struct, frozen=True):
+    username: str = ""
+
+
+@routes.post(CONTINUE, rate_limit="sso", decode=decode_form)
+async def submit_sso_step(hs: Resources, query: ContinueQuery, body: StepForm, request: Request) -> Response:
+    """Takes the answer to that question."""
+    attempt = await hs.database.read(find_attempt, query.state, find_browser(hs, request))
+    provider = None if attempt is None else find_provider(hs, attempt.provider)
+    if attempt is None or provider is None:
+        return _no_attempt()
+    try:
+        if attempt.step == AttemptStep.NAMING and attempt.person is not None:
+            return await hs.database.write(_name, provider, attempt, attempt.person, body.username.strip())
+        if attempt.step == AttemptStep.CONFIRMING and attempt.user_id is not None:
+            return await hs.database.write(_confirm, attempt, attempt.user_id)
+    except MatrixError as error:
+        if error.errcode in ("M_USER_IN_USE", "M_INVALID_USERNAME", "M_EXCLUSIVE"):
+            return _show(hs, attempt, username=body.username[:255], error=error.error)
+        return refused(error)
+    return _no_attempt()
+
+
+def _name(tx: Transaction, provider: SsoProvider, attempt: Attempt, person: Person, username: str) -> Response:
+    """Creates the account, unless another tab has done so meanwhile."""
+    user_id = find_by_external_id(tx, provider.id, person.subject)
+    if user_id is None:
+        user_id = create_person(tx, provider, person, username.removeprefix("@"))
+    check_may_log_in(tx, user_id)
+    return _go_on(tx, provider, attempt, user_id)
+
+
+def _confirm(tx: Transaction, attempt: Attempt, user_id: UserID) -> Response:
+    check_may_log_in(tx, user_id)
+    return _finish(tx, attempt, user_id)

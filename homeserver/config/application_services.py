@@ -53,6 +53,7 @@ class Registration(msgspec.Struct, frozen=True):
     protocols: tuple[str, ...] | None = None
     receive_ephemeral: bool = False
     push_ephemeral: bool = msgspec.field(default=False, name="de.sorunome.msc2409.push_ephemeral")
+    has_encryption: bool = msgspec.field(default=False, name="org.matrix.msc3202")
 
 
 class Namespace:
@@ -89,7 +90,8 @@ def _compile(where: str, regex: str) -> Any:
 class ApplicationService:
     """One application service. `sender` is the user that it acts as unless it says otherwise.
 
-    url: without a trailing slash; None if nothing is sent to it.
+    url: without a trailing slash; None if nothing is sent to it. has_encryption: it takes the to-device messages of its
+    users from transactions only, so these are deleted once it has them.
     """
 
     id: str
@@ -102,6 +104,12 @@ class ApplicationService:
     rate_limited: bool
     protocols: tuple[str, ...]
     receives_ephemeral: bool
+    has_encryption: bool
+
+    @property
+    def receives_to_device(self) -> bool:
+        """Whether transactions have what its users' devices need for encryption."""
+        return self.has_encryption or self.receives_ephemeral
 
     def covers(self, user_id: UserID) -> bool:
         """Returns whether it may act as this user: its own, or a local one of its namespace."""
@@ -201,6 +209,7 @@ def _service(server_name: ServerName, path: str, registration: Registration) -> 
         rate_limited=registration.rate_limited,
         protocols=registration.protocols or (),
         receives_ephemeral=registration.receive_ephemeral or registration.push_ephemeral,
+        has_encryption=registration.has_encryption,
     )
 
 

@@ -66,6 +66,13 @@ def decode(response: WireResponse) -> JsonObject:
     return answer if isinstance(answer, dict) else {}
 
 
+def describe(response: WireResponse) -> str:
+    """Returns what an application service answered, for administrators: the status, and the error if it names one."""
+    answer = decode(response)
+    said = ": ".join(str(answer[key]) for key in ("errcode", "error") if key in answer)
+    return f"HTTP {response.status}" + (f", {said}" if said else "")
+
+
 # --- queries ---
 
 

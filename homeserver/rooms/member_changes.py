@@ -81,6 +81,25 @@ def list_members_after(tx: Transaction, room_nid: int, user_nid: int, limit: int
     )  # fmt: skip
 
 
+class Entry(NamedTuple):
+    """A user's membership of a room. entered_position: when it became this one, whatever the profile did since."""
+
+    user_id: UserID
+    membership: str
+    entered_position: int
+
+
+def list_entries(tx: Transaction, room_id: str, server_name: str, since: int = 0) -> list[Entry]:
+    """Returns the memberships of a server's users that have changed after position `since`: all if that is 0."""
+    rows = tx.all(
+        "SELECT user_nid, membership, entered_position FROM memberships"
+        " WHERE room_nid = ? AND changed_position > ? AND server_nid = ?",
+        tx.find(room_id), since, tx.find(server_name),
+    )  # fmt: skip
+    names = tx.names([row[0] for row in rows])
+    return [Entry(UserID(names[nid]), membership, entered) for nid, membership, entered in rows]
+
+
 def count_joined(tx: Transaction, room_nid: int) -> int:
     """Returns how many users are in the room."""
     (count,) = tx.values("SELECT COUNT(*) FROM memberships WHERE room_nid = ? AND membership = 'join'", room_nid)

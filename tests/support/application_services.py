@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
+import trio
 import yaml
 
 from homeserver.config import ApplicationServices
@@ -49,6 +50,8 @@ class Bridge:
     statuses: of the answers to the next requests; 200 once they have been used up.
     has: what it answers queries with, by path and query; it knows nothing else.
     provide: called with the path and query of each such query before it is answered.
+    refuses: it answers 400 to transactions that have this text. pause_s: how long it thinks about each transaction.
+    answer: the body of its answers to transactions, if it is not the usual one.
     """
 
     def __init__(self) -> None:
@@ -57,6 +60,9 @@ class Bridge:
         self.statuses: list[int] = []
         self.has: dict[str, Any] = {}
         self.provide: Callable[[str], Awaitable[None]] = _provide_nothing
+        self.refuses: str | None = None
+        self.pause_s = 0.0
+        self.answer: bytes | None = None
 
     @property
     def events(self) -> list[dict[str, Any]]:
@@ -78,8 +84,15 @@ class Bridge:
         status = 403
         if headers.get("authorization") == f"Bearer {HS_TOKEN}":
             status = self.statuses.pop(0) if self.statuses else 200
-        if status == 200 and "/transactions/" in path:
-            self.transactions.append((path.rpartition("/")[2], json.loads(body)))
+        if "/transactions/" in path:
+            await trio.sleep(self.pause_s)
+            if self.refuses is not None and self.refuses.encode() in body:
+                status = 400
+            if status == 200:
+                self.transactions.append((path.rpartition("/")[2], json.loads(body)))
+            if self.answer is not None:
+                await _send_bytes(send, status, self.answer)
+                return
         if scope["method"] == "GET" and status == 200:
             asked = path + (f"?{scope['query_string'].decode()}" if scope["query_string"] else "")
             await self.provide(asked)
@@ -96,6 +109,10 @@ async def _provide_nothing(path: str) -> None:
 
 
 async def _send(send: Any, status: int, answer: Any) -> None:
+    await _send_bytes(send, status, json.dumps(answer).encode())
+
+
+async def _send_bytes(send: Any, status: int, body: bytes) -> None:
     headers = [(b"content-type", b"application/json")]
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": json.dumps(answer).encode()})
+    await send({"type": "http.response.body", "body": body})

@@ -1,91 +1,165 @@
-"""What an application service is sent: the events and the ephemeral data of a span of the stream that concern it.
+"""What an application service is sent: what happened in a span of the stream that concerns it.
 
 Spec: application-service-api/#put_matrixappv1transactionstxnid
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
 
 from homeserver.config import ApplicationService
 from homeserver.database import Transaction
 from homeserver.feature import Ephemeral, JsonObject
-from homeserver.features.application_services.interest import Interests
-from homeserver.rooms.client_event import client_event
+from homeserver.features.application_services.encryption import Keys, list_for_service, read_keys, read_messages
+from homeserver.features.application_services.interest import Interest
+from homeserver.rooms.client_event import client_event, list_replaced
 from homeserver.rooms.member_changes import list_shown_changes
-from homeserver.rooms.storage import ORDERING_SHIFT, TimelineEvent, find_stored_at, list_positions
+from homeserver.rooms.storage import (
+    ORDERING_SHIFT,
+    StoredEvent,
+    TimelineEvent,
+    find_stored_at,
+    list_positions,
+    list_stored,
+    without_withheld,
+)
 
 EphemeralSource = Callable[[Transaction, int, int], Iterable[Ephemeral]]
 
 EVENTS_MAX = 100
-"""A transaction has as many as those of other servers, for which bridges are made."""
+"""A transaction has as many as those of other servers, for which bridges are made; and as many to-device messages."""
 SPAN_MAX = 2_000
 """Positions read at a time, so that a bridge that was away for long does not hold up others."""
 
 
-class Outgoing(NamedTuple):
-    """What lies in since < position ≤ upto. The contents of events are encoded already: only orjson takes them."""
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """What lies in since < position ≤ upto. The contents of events are encoded already: only orjson takes them.
+
+    was_left_out: it could not be read, so there is nothing in it.
+    """
 
     upto: int
-    events: Sequence[JsonObject]
-    ephemeral: Sequence[JsonObject]
+    events: Sequence[JsonObject] = ()
+    ephemeral: Sequence[JsonObject] = ()
+    to_device: Sequence[JsonObject] = ()
+    keys: Keys = field(default_factory=Keys)
+    was_left_out: bool = False
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing in the span concerns the application service."""
-        return not self.events and not self.ephemeral
+        return not (self.events or self.ephemeral or self.to_device or self.keys)
+
+    def describe(self) -> str:
+        """Returns what it is, for administrators."""
+        event_ids = [str(event["event_id"]) for event in self.events if "event_id" in event]
+        return ", ".join(event_ids) or "what is not an event"
 
     def body(self) -> JsonObject:
         """Returns the body of the transaction. Bridges of before v1.13 of the spec read the older name."""
-        body: dict[str, Any] = {"events": self.events}
+        body: dict[str, Any] = {"events": self.events, **self.keys.body()}
         if self.ephemeral:
             body["ephemeral"] = body["de.sorunome.msc2409.ephemeral"] = self.ephemeral
+        if self.to_device:
+            body["de.sorunome.msc2409.to_device"] = self.to_device
         return body
 
 
 def read_outgoing(
-    tx: Transaction,
-    interests: Interests,
-    sources: Sequence[EphemeralSource],
-    service: ApplicationService,
-    since: int,
-    upto: int,
-    events_max: int = EVENTS_MAX,
+    tx: Transaction, sources: Sequence[EphemeralSource], service: ApplicationService, since: int, upto: int
 ) -> Outgoing:
     """Returns what concerns the service in since < position ≤ upto, or in the beginning of this span if it is much."""
     upto = min(upto, since + SPAN_MAX)
-    events: list[tuple[int, JsonObject]] = []
-    for position, event in _list_events(tx, interests, service, since, upto):
-        if len(events) == events_max:
-            upto = position - 1
-            break
-        events.append((position, event))
+    received = list_for_service(tx, service, since, upto)
+    if len(received) > EVENTS_MAX:
+        upto = received[EVENTS_MAX].position - 1
+    interest = Interest(tx, service, since)
+    events, invites, upto = _read_events(tx, interest, service, since, upto)
+    received = [each for each in received if each.position <= upto]
+    replaced = list_replaced(tx, list(events.values()))
+    told = _tell_events(tx, events, replaced) | invites
+    moves = [
+        (event, replaced.get(position)) for position, event in events.items() if event.type == "m.room.member"
+    ]  # fmt: skip
     wanted = sources if service.receives_ephemeral else ()
-    ephemeral = list(_list_ephemeral(tx, interests, wanted, service, since, upto))
-    return Outgoing(upto, [event for _, event in events], ephemeral)
+    return Outgoing(
+        upto,
+        [told[position] for position in sorted(told)],
+        list(_list_ephemeral(tx, interest, wanted, service, since, upto)),
+        read_messages(tx, received),
+        read_keys(tx, interest, service, since, upto, received, moves),
+    )
 
 
-def _list_events(
-    tx: Transaction, interests: Interests, service: ApplicationService, since: int, upto: int
-) -> Iterator[tuple[int, JsonObject]]:
-    """Yields new events of timelines, and invites to rooms of other servers, in order. No history that was fetched."""
-    stored = find_stored_at(tx, list_positions(tx, since, upto))
+def _read_events(
+    tx: Transaction, interest: Interest, service: ApplicationService, since: int, upto: int
+) -> tuple[dict[int, TimelineEvent], dict[int, JsonObject], int]:
+    """Returns what concerns the service by position, at most EVENTS_MAX, and the position up to which that is all.
+
+    These are new events of timelines, no history that was fetched; and invites to rooms of other servers.
+    """
+    events: dict[int, TimelineEvent] = {}
+    invites: dict[int, JsonObject] = {}
+    for position, found in _list_concerning(tx, interest, service, since, upto):
+        if len(events) + len(invites) == EVENTS_MAX:
+            return events, invites, position - 1
+        if isinstance(found, TimelineEvent):
+            events[position] = found
+        else:
+            invites[position] = found
+    return events, invites, upto
+
+
+def _list_concerning(
+    tx: Transaction, interest: Interest, service: ApplicationService, since: int, upto: int
+) -> Iterator[tuple[int, TimelineEvent | JsonObject]]:
+    """Yields what concerns the service, in order. Events are read as they are needed: a span may have thousands."""
     shown = dict(list_shown_changes(tx, since, upto))
-    for position in sorted({*stored, *shown}):
-        event = stored.get(position)
-        if isinstance(event, TimelineEvent) and event.ordering == position << ORDERING_SHIFT:
-            if interests.has_event(tx, service, event):
-                yield position, client_event(tx, event, {"age": tx.now_ms - event.origin_server_ts})
-        elif event is None and service.covers(shown[position].user_id):
-            own = shown[position].own_event
-            if own is not None:
-                yield position, {**own, "room_id": shown[position].room_id, "unsigned": {}}
+    positions = sorted({*list_positions(tx, since, upto), *shown})
+    for start in range(0, len(positions), EVENTS_MAX):
+        part = positions[start : start + EVENTS_MAX]
+        stored = find_stored_at(tx, part)
+        visible = {event.position for event in without_withheld(tx, list(stored.values()))}
+        for position in part:
+            event = stored.get(position)
+            if event is None:
+                change = shown[position]
+                if change.own_event is not None and service.covers(change.user_id):
+                    yield position, {**change.own_event, "room_id": change.room_id, "unsigned": {}}
+            elif isinstance(event, TimelineEvent) and position in visible:
+                if event.ordering == position << ORDERING_SHIFT and interest.has_event(event):
+                    yield position, event
+
+
+def _tell_events(
+    tx: Transaction, events: Mapping[int, TimelineEvent], replaced: Mapping[int, StoredEvent]
+) -> dict[int, JsonObject]:
+    """Returns the events as clients get them. `unsigned` has what `/sync` would tell everyone in the room."""
+    redactions = list_stored(tx, {event.redacted_by for event in events.values() if event.redacted_by is not None})
+    told = {}
+    for position, event in events.items():
+        unsigned: JsonObject = {"age": tx.now_ms - event.origin_server_ts}
+        before = replaced.get(position)
+        if before is not None:
+            unsigned["replaces_state"] = before.event_id
+            unsigned["prev_content"] = orjson.Fragment(before.content_json)
+            unsigned["prev_sender"] = before.sender
+        redaction = redactions.get(event.redacted_by) if event.redacted_by is not None else None
+        if redaction is not None:
+            age_ms = tx.now_ms - redaction.origin_server_ts
+            unsigned["redacted_because"] = client_event(tx, redaction, {"age": age_ms})
+        told[position] = client_event(tx, event, unsigned)
+    return told
 
 
 def _list_ephemeral(
     tx: Transaction,
-    interests: Interests,
+    interest: Interest,
     sources: Sequence[EphemeralSource],
     service: ApplicationService,
     since: int,
@@ -96,8 +170,8 @@ def _list_ephemeral(
             if each.private_to is not None:
                 concerns = service.covers(each.private_to)
             elif each.room_id is not None:
-                concerns = interests.has_room(tx, service, each.room_id)
+                concerns = interest.has_room(each.room_id)
             else:
-                concerns = each.about is not None and interests.has_user(tx, service, each.about)
+                concerns = each.about is not None and interest.has_user(each.about)
             if concerns:
                 yield {**each.event, "room_id": each.room_id} if each.room_id is not None else each.event

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import orjson
 
@@ -179,6 +181,32 @@ def _read_message(row: Row) -> JsonObject | None:
         _log.error("a to-device message is damaged and is left out", extra={"sender": f"{sender!r:.100}"})
         return None
     return {"sender": sender, "type": message_type, "content": content}
+
+
+class Received(NamedTuple):
+    """Where a message is: the device, and the position at which it came."""
+
+    position: int
+    user_id: UserID
+    device_id: str
+
+
+def list_received(tx: Transaction, since: int, upto: int) -> list[Received]:
+    """Returns the messages for all devices in since < position ≤ upto that are in their inboxes, in order."""
+    rows = tx.all(
+        "SELECT position, user_nid, device_id FROM to_device_inbox WHERE position > ? AND position <= ?"
+        " ORDER BY position",
+        since, upto,
+    )  # fmt: skip
+    names = tx.names({nid for _, nid, _ in rows})
+    return [Received(position, UserID(names[nid]), device_id) for position, nid, device_id in rows]
+
+
+def read_received(tx: Transaction, positions: Collection[int]) -> dict[int, JsonObject]:
+    """Returns the messages at these positions, as `/sync` has them. Leaves out those that are damaged or gone."""
+    rows = tx.all_in("SELECT sender, type, content, position FROM to_device_inbox WHERE position IN (?*)", positions)
+    found = {position: _read_message((sender, kind, content)) for sender, kind, content, position in rows}
+    return {position: message for position, message in found.items() if message is not None}
 
 
 def has_inbox_upto(tx: Transaction, user_id: UserID, device_id: str, upto: int) -> bool:

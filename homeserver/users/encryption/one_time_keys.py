@@ -69,6 +69,15 @@ SCHEMA = Schema(
             ) WITHOUT ROWID;
             """,
         ),
+        Step(
+            "002_claims",
+            """
+            CREATE INDEX issued_one_time_keys_by_position ON issued_one_time_keys (position);
+            -- used_position: when the key was first issued; 0 if it was not, or before this step.
+            ALTER TABLE fallback_keys ADD COLUMN used_position INTEGER NOT NULL DEFAULT 0;
+            CREATE INDEX fallback_keys_by_use ON fallback_keys (used_position) WHERE used_position > 0;
+            """,
+        ),
     ),
 )
 
@@ -180,7 +189,7 @@ def store_fallback_keys(tx: Transaction, user_id: UserID, device_id: str, keys: 
         tx.run(
             "INSERT INTO fallback_keys (user_nid, device_id, algorithm, key_id, is_used, key)"
             " VALUES (?, ?, ?, ?, 0, ?) ON CONFLICT (user_nid, device_id, algorithm)"
-            " DO UPDATE SET key_id = excluded.key_id, is_used = 0, key = excluded.key",
+            " DO UPDATE SET key_id = excluded.key_id, is_used = 0, used_position = 0, key = excluded.key",
             nid, device_id, key.algorithm, key.key_id, _encode(key),
         )  # fmt: skip
     tx.wake(user_id)
@@ -193,6 +202,21 @@ def issue_keys(tx: Transaction, claims: Iterable[Claim]) -> list[IssuedKey]:
     """
     issued = (_delete_first_key(tx, claim) or _find_fallback_key(tx, claim) for claim in claims)
     return [each for each in issued if each is not None and is_intact(each.key, "one-time key")]
+
+
+def list_claimed(tx: Transaction, since: int, upto: int) -> set[tuple[UserID, str]]:
+    """Returns the user and ID of each device of which a key was issued in since < position ≤ upto.
+
+    Of a fallback key only the first time counts.
+    """
+    rows = tx.all(
+        "SELECT user_nid, device_id FROM issued_one_time_keys WHERE position > ? AND position <= ?"
+        " UNION SELECT user_nid, device_id FROM fallback_keys"
+        " WHERE used_position > 0 AND used_position > ? AND used_position <= ?",
+        since, upto, since, upto,
+    )  # fmt: skip
+    names = tx.names({nid for nid, _ in rows})
+    return {(UserID(names[nid]), device_id) for nid, device_id in rows}
 
 
 def delete_one_time_keys(tx: Transaction, user_id: UserID, device_id: str) -> None:
@@ -258,10 +282,10 @@ def _find_fallback_key(tx: Transaction, claim: Claim) -> IssuedKey | None:
 
 def _set_used(tx: Transaction, claim: Claim) -> None:
     tx.run(
-        "UPDATE fallback_keys SET is_used = 1 WHERE user_nid = ? AND device_id = ? AND algorithm = ?",
-        tx.find(claim.user_id), claim.device_id, claim.algorithm,
+        "UPDATE fallback_keys SET is_used = 1, used_position = ?"
+        " WHERE user_nid = ? AND device_id = ? AND algorithm = ?",
+        tx.next_position(claim.user_id), tx.find(claim.user_id), claim.device_id, claim.algorithm,
     )  # fmt: skip
-    tx.wake(claim.user_id)
 
 
 def _list_issued(tx: Transaction, nid: int, device_id: str) -> set[bytes]:

@@ -141,15 +141,25 @@ class RegisteredServices:
 
     def may_use(self, user_id: UserID, appservice: str | None) -> bool:
         """Returns whether an account of this name may be created, by an application service or (None) anybody else."""
-        if service := self.find(appservice):
-            return service.covers(user_id)
-        return not any(user_id == each.sender or each.users.is_exclusive(user_id) for each in self)
+        service = self.find(appservice)
+        if service is not None and not service.covers(user_id):
+            return False
+        if service is not None and user_id == service.sender:
+            return True
+        others = [each for each in self if each is not service]
+        return not any(user_id == each.sender or each.users.is_exclusive(user_id) for each in others)
 
     def may_use_alias(self, alias: str, appservice: str | None) -> bool:
         """Returns whether an alias may be created, by an application service or (None) anybody else."""
-        if service := self.find(appservice):
-            return alias in service.aliases
-        return not any(each.aliases.is_exclusive(alias) for each in self)
+        service = self.find(appservice)
+        if service is not None and alias not in service.aliases:
+            return False
+        return not self.is_alias_of_others(alias, appservice)
+
+    def is_alias_of_others(self, alias: str, appservice: str | None) -> bool:
+        """Returns whether an alias belongs to application services other than this one, and to nobody else."""
+        service = self.find(appservice)
+        return any(each.aliases.is_exclusive(alias) for each in self if each is not service)
 
     def owns_alias(self, alias: str, appservice: str | None) -> bool:
         """Returns whether an alias belongs to this application service, and to nobody else."""

@@ -99,7 +99,7 @@ async def join_room_by_id(hs: Resources, requester: Requester, room_id: RoomID, 
 async def join_room(
     hs: Resources, requester: Requester, room_id_or_alias: str, query: ViaQuery, body: JoinBody | None
 ) -> JsonObject:
-    room_id, via = await resolve_room(hs, room_id_or_alias, query.servers())
+    room_id, via = await resolve_room(hs, room_id_or_alias, query.servers(), requester.appservice)
     return {"room_id": await _join(hs, requester, room_id, via, body or JoinBody())}
 
 
@@ -107,7 +107,7 @@ async def join_room(
 async def knock_room(
     hs: Resources, requester: Requester, room_id_or_alias: str, query: ViaQuery, body: ReasonBody | None
 ) -> JsonObject:
-    room_id, via = await resolve_room(hs, room_id_or_alias, query.servers())
+    room_id, via = await resolve_room(hs, room_id_or_alias, query.servers(), requester.appservice)
     content = _content("knock", body.reason if body else None)
     content |= await hs.database.read(get_member_profile, requester.user_id)
     if await hs.database.read(is_server_joined, room_id, hs.server_name):

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 
 from homeserver import limits
-from homeserver.api.routes import Empty, Routes
+from homeserver.api.routes import Empty, Request, Routes
 from homeserver.authenticate import Requester
 from homeserver.config import Config
 from homeserver.database import Transaction
@@ -21,6 +21,7 @@ from homeserver.remote.application_services import provide_user
 from homeserver.remote.profiles import fetch_profile
 from homeserver.resources import Resources
 from homeserver.users import accounts
+from homeserver.users.application_services import find_calling
 from homeserver.users.profile import (
     find_profile,
     forget_profile,
@@ -38,25 +39,25 @@ routes = Routes()
 
 
 @routes.get("/_matrix/client/v3/profile/{user_id}")
-async def get_user_profile(hs: Resources, user_id: UserID) -> JsonObject:
-    return await _look_up(hs, user_id, None)
+async def get_user_profile(hs: Resources, user_id: UserID, request: Request) -> JsonObject:
+    return await _look_up(hs, user_id, None, find_calling(hs, request))
 
 
 @routes.get("/_matrix/client/v3/profile/{user_id}/{key_name}")
 @routes.get(UNSTABLE_PATH)
-async def get_profile_field(hs: Resources, user_id: UserID, key_name: str) -> JsonObject:
-    profile = await _look_up(hs, user_id, key_name)
+async def get_profile_field(hs: Resources, user_id: UserID, key_name: str, request: Request) -> JsonObject:
+    profile = await _look_up(hs, user_id, key_name, find_calling(hs, request))
     is_unset = not accounts.is_local(hs, user_id) and profile.get(key_name) is None  # servers may send null for "none"
     if is_unset or key_name not in profile:
         raise not_found("The user's profile has no such field.")
     return {key_name: profile[key_name]}
 
 
-async def _look_up(hs: Resources, user_id: UserID, field: str | None) -> JsonObject:
+async def _look_up(hs: Resources, user_id: UserID, field: str | None, appservice: str | None = None) -> JsonObject:
     """Returns the profile, or one field of it if the field is set. Raises M_NOT_FOUND if there is no such user."""
     if not accounts.is_local(hs, user_id):
         return await fetch_profile(hs, user_id, field)
-    await provide_user(hs, user_id)
+    await provide_user(hs, user_id, appservice)
     return await hs.database.read(_read_profile, user_id, field)
 
 

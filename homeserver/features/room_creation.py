@@ -24,6 +24,7 @@ from homeserver.federation.event import Event
 from homeserver.federation.identifiers import RoomAlias, RoomID, ServerName, UserID, fits, server_name_of
 from homeserver.federation.room_versions import ROOM_VERSIONS, RoomVersion
 from homeserver.limits import Bucket
+from homeserver.remote.application_services import provide_users
 from homeserver.remote.identity_server import parse_address
 from homeserver.remote.inviting import invite_users
 from homeserver.remote.third_party_invites import invite_addresses
@@ -102,6 +103,7 @@ async def create_room(hs: Resources, requester: Requester, body: CreateRoomBody)
         raise forbidden("Users of other servers cannot be invited to a room whose m.federate is false.")
     if body.room_alias_name is not None:
         check_may_use_alias(hs, requester, _parse_alias_name(hs.server_name, body.room_alias_name))
+    await provide_users(hs, ours, requester.user_id)
     room_id = await hs.database.write(_create, requester.user_id, body, version, ours, len(invited) + len(addresses))
     drafts = [_invite(room_id, requester.user_id, user_id, {}, body.is_direct) for user_id in others]
     # The room exists, so from here on nothing may fail: the client would retry and get a second room.

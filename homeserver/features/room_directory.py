@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from homeserver import limits
-from homeserver.api.routes import Empty, Routes
+from homeserver.api.routes import Empty, Request, Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, forbidden, invalid_param, missing_param, not_found
@@ -47,7 +47,8 @@ from homeserver.rooms.power import check_may_send_state
 from homeserver.rooms.resolve import StateAt
 from homeserver.rooms.summaries import directory_entry
 from homeserver.rooms.visibility import is_world_readable
-from homeserver.users.application_services import check_may_use_alias
+from homeserver.users.accounts import exclusive
+from homeserver.users.application_services import check_may_use_alias, find_calling
 
 routes = Routes()
 
@@ -84,9 +85,9 @@ class ServerQuery(msgspec.Struct, frozen=True):
 
 
 @routes.get("/_matrix/client/v3/directory/room/{room_alias}", rate_limit="directory")
-async def get_room_id_by_alias(hs: Resources, room_alias: RoomAlias) -> JsonObject:
+async def get_room_id_by_alias(hs: Resources, room_alias: RoomAlias, request: Request) -> JsonObject:
     if server_name_of(room_alias) == hs.server_name:
-        await provide_alias(hs, room_alias)
+        await provide_alias(hs, room_alias, find_calling(hs, request))
         return await hs.database.read(_look_up, room_alias)
     room_id, servers = await resolve_alias(hs, room_alias)
     return {"room_id": room_id, "servers": servers}
@@ -105,6 +106,8 @@ async def set_room_alias(hs: Resources, requester: Requester, room_alias: RoomAl
 
 @routes.delete("/_matrix/client/v3/directory/room/{room_alias}")
 async def delete_room_alias(hs: Resources, requester: Requester, room_alias: RoomAlias) -> Empty:
+    if hs.application_services.is_alias_of_others(room_alias, requester.appservice) and not requester.is_admin:
+        raise exclusive(f"The alias {room_alias} belongs to an application service.")
     await hs.database.write(_remove_alias, room_alias, requester)
     return Empty()
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 import msgspec
+import trio
 
 from homeserver.api.routes import Request, Routes
 from homeserver.authenticate import Requester
@@ -45,9 +46,17 @@ class Found(msgspec.Struct, frozen=True, omit_defaults=True):
 
 @routes.get("/_matrix/client/v3/thirdparty/protocols")
 async def get_protocols(hs: Resources, requester: Requester) -> JsonObject:
-    names = sorted({name for service in hs.application_services for name in service.protocols})
-    found = {name: await _find_protocol(hs, name) for name in names}
-    return {name: protocol for name, protocol in found.items() if protocol is not None}
+    found: dict[str, Protocol] = {}
+
+    async def find(name: str) -> None:
+        protocol = await _find_protocol(hs, name)
+        if protocol is not None:
+            found[name] = protocol
+
+    async with trio.open_nursery() as nursery:
+        for name in {name for service in hs.application_services for name in service.protocols}:
+            nursery.start_soon(find, name)
+    return dict(sorted(found.items()))
 
 
 @routes.get("/_matrix/client/v3/thirdparty/protocol/{protocol}")

@@ -32,6 +32,7 @@ from homeserver.authenticate import (
     find_requester,
     limit_requester,
     note_heartbeat,
+    read_token,
     refuse_origin,
 )
 from homeserver.background import single_error
@@ -317,7 +318,10 @@ class Dispatch:
 
     def _limit(self, operation: Operation, request: Request, requester: Requester | None) -> None:
         if requester is None:
-            self.hs.rate_limits.take(operation.rate_limit, address_key(request.client_ip), self.hs.now_ms())
+            token = read_token(request) if self.hs.application_services else None
+            service = self.hs.application_services.find_by_token(token) if token else None
+            if service is None or service.rate_limited:  # a bridge registers many users, all from one address
+                self.hs.rate_limits.take(operation.rate_limit, address_key(request.client_ip), self.hs.now_ms())
         else:
             limit_requester(self.hs, requester, operation.rate_limit)
 

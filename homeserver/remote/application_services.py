@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -12,8 +13,9 @@ import trio
 
 from homeserver import limits
 from homeserver.config import ApplicationService
+from homeserver.errors import MatrixError
 from homeserver.feature import JsonObject
-from homeserver.federation.identifiers import RoomAlias, UserID
+from homeserver.federation.identifiers import RoomAlias, UserID, server_name_of
 from homeserver.federation.wire import WireError, WireResponse
 from homeserver.resources import Resources
 from homeserver.rooms.aliases import find_alias
@@ -76,33 +78,62 @@ def describe(response: WireResponse) -> str:
 # --- queries ---
 
 
-async def provide_alias(hs: Resources, alias: RoomAlias) -> None:
+async def provide_alias(hs: Resources, alias: RoomAlias, appservice: str | None = None) -> None:
     """Has an application service make a room for an alias of its namespace that leads nowhere yet.
 
+    appservice: the application service that makes the request, which is not asked: it may be about to make the room.
     Spec: application-service-api/#get_matrixappv1roomsroomalias
     """
-    services = [service for service in hs.application_services if service.url and alias in service.aliases]
+    if server_name_of(alias) != hs.server_name:
+        return
+    services = [each for each in hs.application_services if alias in each.aliases and each.id != appservice]
     if services and await hs.database.read(find_alias, alias) is None:
         await _ask_in_turn(hs, services, f"/rooms/{quote(alias, safe='')}")
 
 
-async def provide_user(hs: Resources, user_id: UserID) -> None:
+async def provide_user(
+    hs: Resources, user_id: UserID, appservice: str | None = None, *, inviter: UserID | None = None
+) -> None:
     """Has an application service register a user of its namespace who has no account yet.
 
+    appservice: the application service that makes the request. It is not asked, and neither is that of the `inviter`.
     Spec: application-service-api/#get_matrixappv1usersuserid
     """
-    services = [service for service in hs.application_services if service.url and service.covers(user_id)]
+    services = [
+        service
+        for service in hs.application_services
+        if service.covers(user_id) and service.id != appservice and not (inviter and service.covers(inviter))
+    ]
     if services and await hs.database.read(find_user, user_id) is None:
         await _ask_in_turn(hs, services, f"/users/{quote(user_id, safe='')}")
+
+
+async def provide_users(hs: Resources, user_ids: Iterable[UserID], inviter: UserID) -> None:
+    """Does the same for all who are invited, at the same time."""
+    if hs.application_services:
+        async with trio.open_nursery() as nursery:
+            for user_id in user_ids:
+                nursery.start_soon(partial(provide_user, hs, user_id, inviter=inviter))
 
 
 async def _ask_in_turn(hs: Resources, services: Sequence[ApplicationService], path: str) -> None:
     """Asks until one of the services has what it is asked for. One that does not answer has nothing."""
     for service in services:
-        with suppress(WireError):
-            response = await request(hs, service, "GET", path, timeout_s=limits.APPLICATION_SERVICE_QUERY_S)
+        with suppress(WireError, MatrixError):
+            response = await _ask(hs, service, path)
             if response.status == 200:
                 return
+
+
+async def _ask(hs: Resources, service: ApplicationService, path: str, older_prefix: str = "") -> WireResponse:
+    """Asks a question. Many who ask the same at once share one request, so that nobody can flood a slow bridge.
+
+    Raises WireError, and MatrixError 503 if too many questions wait for the service.
+    """
+    key = (f"questions for the application service {service.id}", path)
+    seconds = limits.APPLICATION_SERVICE_QUERY_S
+    ask = partial(request, hs, service, "GET", path, timeout_s=seconds, older_prefix=older_prefix)
+    return await hs.flights.join(hs.nursery, key, ask)
 
 
 async def ask_all(hs: Resources, services: Iterable[ApplicationService], path: str) -> list[Any]:
@@ -110,11 +141,8 @@ async def ask_all(hs: Resources, services: Iterable[ApplicationService], path: s
     answers: list[Any] = []
 
     async def ask_one(service: ApplicationService) -> None:
-        with suppress(WireError, orjson.JSONDecodeError):
-            response = await request(
-                hs, service, "GET", path,
-                timeout_s=limits.APPLICATION_SERVICE_QUERY_S, older_prefix="/_matrix/app/unstable",
-            )  # fmt: skip
+        with suppress(WireError, MatrixError, orjson.JSONDecodeError):
+            response = await _ask(hs, service, path, "/_matrix/app/unstable")
             if response.status == 200:
                 answers.append(orjson.loads(response.body))
 

@@ -47,8 +47,12 @@ async def resolve_alias(hs: Resources, alias: RoomAlias) -> tuple[RoomID, list[S
     return room_id, list(dict.fromkeys([*servers[: limits.VIA_SERVERS_MAX - 1], destination]))
 
 
-async def resolve_room(hs: Resources, name: str, via: list[ServerName]) -> tuple[RoomID, list[ServerName]]:
+async def resolve_room(
+    hs: Resources, name: str, via: list[ServerName], appservice: str | None = None
+) -> tuple[RoomID, list[ServerName]]:
     """Returns the room ID for a room ID or alias, and the servers through which to reach the room.
+
+    appservice: the application service that makes the request, if one does.
 
     Raises MatrixError 400, 404 or 502.
     """
@@ -61,7 +65,7 @@ async def resolve_room(hs: Resources, name: str, via: list[ServerName]) -> tuple
     if server_name_of(alias) != hs.server_name:
         room_id, servers = await resolve_alias(hs, alias)
         return room_id, list(dict.fromkeys([*via, *servers]))
-    await provide_alias(hs, alias)
+    await provide_alias(hs, alias, appservice)
     found = await hs.database.read(find_alias, alias)
     if found is None:
         raise not_found(f"There is no room called {alias}.")

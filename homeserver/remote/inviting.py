@@ -75,6 +75,7 @@ async def invite_anyone(hs: Resources, draft: Draft) -> None:
     """
     assert draft.state_key is not None
     if server_name_of(draft.state_key) == hs.server_name:
+        await provide_user(hs, UserID(draft.state_key), inviter=draft.sender)
         await hs.database.write(_invite_ours, draft)
         return
     await hs.database.read(_check_may_invite, draft)

@@ -36,6 +36,13 @@ def get_service(hs: Resources, request: Request) -> ApplicationService:
     return service
 
 
+def find_calling(hs: Resources, request: Request) -> str | None:
+    """Returns the ID of the application service that makes a request, also where no token is needed; else None."""
+    token = read_token(request) if hs.application_services else None
+    service = hs.application_services.find_by_token(token) if token else None
+    return None if service is None else service.id
+
+
 async def find_asserted(hs: Resources, token: str, request: Request) -> Requester | None:
     """Returns the requester for the token of an application service, None if the token is not one.
 

@@ -93,7 +93,7 @@ async def test_a_bridge_that_lags_is_told_what_was_said_before_its_users_left(
 async def test_redactions_without_effect_are_not_told(
     bridge: Bridge, server: Server, alice: Client, bot: Client
 ) -> None:
-    """Nobody knows yet whether this one is allowed to delete what it names. A bridge would do so at once."""
+    """Nobody knows yet whether this one is allowed: its event is unknown. A bridge would delete that at once."""
     room_id = await public_room(alice)
     await bot.ok("POST", f"join/{room_id}?user_id={GHOST}", json={})
     (deleted,) = await say(alice, room_id, "deleted")
@@ -209,7 +209,7 @@ async def test_a_pause_survives_a_restart(
     assert (healed.failures, healed.since_ms, healed.reason) == (0, 0, "")
 
 
-async def test_what_a_bridge_refuses_is_parked_and_sent_again_on_demand(
+async def test_refused_events_are_parked_and_sent_again_on_demand(
     bridge: Bridge, server: Server, alice: Client, bot: Client
 ) -> None:
     room_id = await public_room(alice)

@@ -120,6 +120,76 @@ async def test_aliases_of_its_namespace_belong_to_nobody_else(server: Server, bo
     await bot.ok("DELETE", f"directory/room/%23irc_tea:test.example?user_id={GHOST}")
 
 
+async def test_nobody_else_deletes_aliases_of_its_namespace(server: Server, bot: Client) -> None:
+    alice = await server.register("alice")
+    room_id = (await bot.ok("POST", "createRoom", json={"preset": "public_chat"}))["room_id"]
+    await bot.ok("PUT", "directory/room/%23irc_tea:test.example", json={"room_id": room_id})
+    await alice.ok("POST", f"join/{room_id}", json={})
+    levels = {"users": {alice.user_id: 100}}
+    await bot.ok("PUT", f"rooms/{room_id}/state/m.room.power_levels/", json=levels)
+    assert await alice.refused("DELETE", "directory/room/%23irc_tea:test.example") == (400, "M_EXCLUSIVE")
+
+
+async def test_an_exclusive_namespace_is_closed_to_other_application_services(
+    homeservers: Homeservers, tmp_path: Path
+) -> None:
+    everything = {
+        "users": [{"regex": "@.*", "exclusive": False}],
+        "aliases": [{"regex": "#.*", "exclusive": False}],
+        "rooms": [],
+    }
+    other = registration(id="logger", as_token="other", sender_localpart="irc_logger", namespaces=everything)
+    server = await homeservers.start(application_services=register(tmp_path, registration(), other))
+    logger = server.with_token("other")
+    assert (await logger.ok("GET", "account/whoami"))["user_id"] == "@irc_logger:test.example", (
+        "its own name is its own"
+    )
+    for name in ("irc_x", "ircbot"):
+        body = {"type": "m.login.application_service", "username": name}
+        assert await logger.refused("POST", "register", json=body) == (400, "M_EXCLUSIVE"), name
+    await register_ghost(logger, "visitor")
+    room_id = (await logger.ok("POST", "createRoom", json={}))["room_id"]
+    taken = await logger.refused("PUT", "directory/room/%23irc_a:test.example", json={"room_id": room_id})
+    assert taken == (400, "M_EXCLUSIVE")
+    await logger.ok("PUT", "directory/room/%23tea:test.example", json={"room_id": room_id})
+    await server.with_token(AS_TOKEN).ok("POST", "createRoom", json={"room_alias_name": "irc_b"})
+    assert await logger.refused("DELETE", "directory/room/%23irc_b:test.example") == (400, "M_EXCLUSIVE")
+
+
+@pytest.mark.parametrize("limited", [False, True])
+async def test_it_registers_as_many_users_at_once_as_it_needs(
+    homeservers: Homeservers, tmp_path: Path, limited: bool
+) -> None:
+    services = register(tmp_path, registration(rate_limited=limited))
+    limits = RateLimitsSection(enabled=True)
+    server = await homeservers.start(application_services=services, rate_limits=limits)
+    bot = server.with_token(AS_TOKEN)
+    body = {"type": "m.login.application_service"}
+    answers = [await bot.post("register", json={**body, "username": f"irc_{number}"}) for number in range(20)]
+    assert all(answer.status_code == 200 for answer in answers) is not limited
+    pretending = server.with_token("a token of nobody")
+    answers = [await pretending.post("register", json=body) for _ in range(20)]
+    assert answers[-1].status_code == 429
+
+
+async def test_it_cannot_log_itself_out(bot: Client) -> None:
+    """Its token is the registration's. The devices of the user that it acts as end, if it says so."""
+    await register_ghost(bot)
+    await bot.put(f"devices/PHONE?user_id={GHOST}", json={})
+    await bot.ok("POST", f"logout?user_id={GHOST}", json={})
+    assert len((await bot.ok("GET", f"devices?user_id={GHOST}"))["devices"]) == 2
+    await bot.ok("POST", f"logout/all?user_id={GHOST}", json={})
+    assert (await bot.ok("GET", f"devices?user_id={GHOST}"))["devices"] == []
+    assert (await bot.ok("GET", "account/whoami"))["user_id"] == "@ircbot:test.example"
+
+
+@pytest.mark.parametrize("device_id", ["a%00b", "x" * 5000, "%F0%9F%A6%8A", "NONE"])
+async def test_it_acts_as_no_device_that_does_not_exist(bot: Client, device_id: str) -> None:
+    await register_ghost(bot)
+    refused = await bot.refused("GET", f"account/whoami?user_id={GHOST}&device_id={device_id}")
+    assert refused == (400, "M_UNKNOWN_DEVICE")
+
+
 @pytest.mark.parametrize(("limited", "fine"), [(False, 120), (True, 101)])
 async def test_rate_limits_apply_if_the_registration_says_so(
     homeservers: Homeservers, tmp_path: Path, limited: bool, fine: int

@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
+from homeserver.errors import MatrixError
+from homeserver.features.room_directory import answer_directory_query
+from homeserver.federation.identifiers import ServerName
 from tests.support.application_services import AS_TOKEN, Bridge, register, registration
 from tests.support.federation import Federation
 from tests.support.homeservers import Client, Server
@@ -107,3 +111,66 @@ async def test_a_bridge_that_is_away_does_not_fail_look_ups(
     federation.network.leave("bridge.example")
     assert await alice.ok("GET", "thirdparty/protocols") == {}
     assert await alice.refused("POST", f"join/{ALIAS}", json={}) == (404, "M_NOT_FOUND")
+
+
+async def test_a_user_is_made_when_somebody_of_this_server_invites_them(
+    bridge: Bridge, bot: Client, alice: Client
+) -> None:
+    async def make(path: str) -> None:
+        name = path.rpartition("@")[2].partition(":")[0]
+        await bot.ok("POST", "register", json={"type": "m.login.application_service", "username": name})
+        bridge.has[path] = {}
+
+    bridge.provide = make
+    room_id = await create(alice, preset="private_chat", invite=["@irc_first:a.example"])
+    await invite(alice, room_id, "@irc_second:a.example")
+    for name in ("irc_first", "irc_second"):
+        assert (await alice.ok("GET", f"profile/@{name}:a.example"))["displayname"] == name
+    assert [path for _, path in bridge.requests if "/users/" in path] == [
+        "/_matrix/app/v1/users/@irc_first:a.example",
+        "/_matrix/app/v1/users/@irc_second:a.example",
+    ]
+
+
+async def test_a_bridge_is_not_asked_for_what_it_asks_for_itself(bridge: Bridge, bot: Client) -> None:
+    """It may look whether the room exists before it makes it, and would wait for itself."""
+    assert await bot.refused("GET", f"directory/room/{ALIAS}") == (404, "M_NOT_FOUND")
+    assert await bot.refused("POST", f"join/{ALIAS}", json={}) == (404, "M_NOT_FOUND")
+    assert await bot.refused("GET", f"profile/{GHOST}") == (404, "M_NOT_FOUND")
+    await create(bot, preset="private_chat", invite=[GHOST])
+    assert [path for _, path in bridge.requests if "/users/" in path or "/rooms/" in path] == []
+
+
+async def test_a_bridge_is_not_asked_for_aliases_of_other_servers(bridge: Bridge, server: Server) -> None:
+    """Its regular expression matches them, if it does not end with the name of this server."""
+    with pytest.raises(MatrixError):
+        await answer_directory_query(server.hs, ServerName("b.example"), {"room_alias": "#irc_tea:b.example"})
+    assert bridge.requests == []
+
+
+async def test_many_who_ask_the_same_share_one_request(bridge: Bridge, alice: Client) -> None:
+    async def think(path: str) -> None:
+        await trio.sleep(5)
+
+    bridge.provide = think
+    async with trio.open_nursery() as nursery:
+        for _ in range(50):
+            nursery.start_soon(alice.get, f"directory/room/{ALIAS}")
+    assert [path for _, path in bridge.requests] == ["/_matrix/app/v1/rooms/#irc_tea:a.example"]
+
+
+async def test_a_slow_bridge_is_waited_for_once_however_many_networks_it_has(
+    federation: Federation, tmp_path: Path
+) -> None:
+    bridge = Bridge()
+    federation.network.join("slow.example", bridge)
+
+    async def think(path: str) -> None:
+        await trio.sleep(3600)
+
+    bridge.provide = think
+    services = register(tmp_path, registration(url="http://slow.example", protocols=["a", "b", "c", "d"]))
+    carol = await (await federation.start("c.example", application_services=services)).register("carol")
+    begun_s = trio.current_time()
+    assert await carol.ok("GET", "thirdparty/protocols") == {}
+    assert trio.current_time() - begun_s < 20

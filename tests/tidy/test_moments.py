@@ -18,6 +18,7 @@ MOMENT = re.compile(r"^\s*(\w+_(?:ms|ts|at|until)|expires|deadline)\s+(?:INTEGER
 
 # What is looked up in a moment that decides something, and where.
 READ = {
+    "application_services.retry_after_ms": "homeserver/features/application_services/storage.py::due_in_s",
     "archive_garbage.due_ms": "homeserver/rooms/archive/blocks.py::list_garbage",
     "access_tokens.expires_ms": "homeserver/authenticate/identify.py::_requester_of",
     "delayed_events.due_ms": "homeserver/features/delayed_events.py::_follow_clock",
@@ -60,6 +61,7 @@ READ = {
 }
 SHOWN = "It is shown to people and decides nothing."
 HARMLESS = {
+    "application_services.since_ms": SHOWN,
     "media_references.last_ts": "What senders claim: with a wrong time a file stays longer, or goes earlier.",
     "archived_txns.event_ts": "A client's retry is recognised for a while, or a while longer.",
     "archive_blocks.first_ts": "What senders claim: it says in which blocks to look.",

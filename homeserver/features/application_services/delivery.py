@@ -3,8 +3,8 @@
 Spec: application-service-api/#pushing-events
 
 Theory of operation
-- Each application service has a task and a row of its own, so one that is slow, away or wrong delays no other, nor does
-  one whose delivery fails unexpectedly. Where several nodes share the database, one of them delivers.
+- Each application service has a task and a row of its own. One that is slow, away or wrong delays no other, and an
+  unexpected failure of its delivery touches no other. Where several nodes share the database, one of them delivers.
 - The row says up to which position of the stream the service has everything, and where the transaction under way ends.
   The latter is stored before anything is sent, so after a crash the same events are sent under the same ID.
 - A service that cannot be reached, or fails, gets the same transaction again after a pause that doubles up to

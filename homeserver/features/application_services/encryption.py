@@ -5,7 +5,7 @@ Their users have devices, but do not sync: what `/sync` would tell these devices
 - To-device messages come from the inboxes of the devices. They stay there until the transaction is taken, in case it
   has to be read again; those of devices that may sync as well stay until the device has synced.
 - A service is told whose keys to ask for again, and with whom its users share no room any more.
-- It is told what a device has left whenever one of the device's keys was claimed, or a message came for it.
+- It gets the counts of a device's keys whenever one of them was claimed, or a message came for the device.
 
 Spec: MSC4203, MSC3202; application-service-api/#device-management
 """
@@ -23,7 +23,7 @@ from homeserver.federation.identifiers import UserID
 from homeserver.rooms.membership import list_members
 from homeserver.rooms.storage import StoredEvent, TimelineEvent
 from homeserver.users.encryption.device_lists import list_changed_users
-from homeserver.users.encryption.inbox import Received, delete_inbox_upto, list_received, read_received
+from homeserver.users.encryption.inbox import Received, delete_inbox_upto, list_contents, list_received
 from homeserver.users.encryption.one_time_keys import count_keys, list_claimed
 
 
@@ -64,7 +64,7 @@ def list_for_service(tx: Transaction, service: ApplicationService, since: int, u
 def read_messages(tx: Transaction, received: Iterable[Received]) -> list[JsonObject]:
     """Returns the messages as a transaction has them. Leaves out damaged ones, and those that are gone by now."""
     received = list(received)
-    contents = read_received(tx, [each.position for each in received])
+    contents = list_contents(tx, [each.position for each in received])
     return [
         {**contents[each.position], "to_user_id": each.user_id, "to_device_id": each.device_id}
         for each in received

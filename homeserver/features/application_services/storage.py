@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from homeserver.database import Schema, Step, Transaction
+from homeserver.moments import is_ahead
 
 # acked: it has everything up to this position. sending: the end of the transaction under way, 0 if there is none.
 # number: of the last transaction. generation: of the stream, when that transaction was begun.
@@ -89,9 +90,9 @@ class Progress(NamedTuple):
         )
 
     def due_in_s(self, now_ms: int) -> float:
-        """Returns how many seconds it must be left alone. A clock that was wrong makes that no longer than usual."""
-        wait_ms = self.retry_after_ms - now_ms if self.failures else 0
-        return wait_ms / 1000 if 0 < wait_ms <= RETRY_S_MAX * 1000 else 0.0
+        """Returns how many seconds it must be left alone."""
+        is_paused = self.failures and is_ahead(self.retry_after_ms, now_ms, int(RETRY_S_MAX * 1000))
+        return (self.retry_after_ms - now_ms) / 1000 if is_paused else 0.0
 
 
 def create_progress(tx: Transaction, service_id: str) -> Progress:

@@ -202,7 +202,7 @@ def list_received(tx: Transaction, since: int, upto: int) -> list[Received]:
     return [Received(position, UserID(names[nid]), device_id) for position, nid, device_id in rows]
 
 
-def read_received(tx: Transaction, positions: Collection[int]) -> dict[int, JsonObject]:
+def list_contents(tx: Transaction, positions: Collection[int]) -> dict[int, JsonObject]:
     """Returns the messages at these positions, as `/sync` has them. Leaves out those that are damaged or gone."""
     rows = tx.all_in("SELECT sender, type, content, position FROM to_device_inbox WHERE position IN (?*)", positions)
     found = {position: _read_message((sender, kind, content)) for sender, kind, content, position in rows}

@@ -207,7 +207,7 @@ def issue_keys(tx: Transaction, claims: Iterable[Claim]) -> list[IssuedKey]:
 def list_claimed(tx: Transaction, since: int, upto: int) -> set[tuple[UserID, str]]:
     """Returns the user and ID of each device of which a key was issued in since < position ≤ upto.
 
-    Of a fallback key only the first time counts.
+    A fallback key counts only the first time.
     """
     rows = tx.all(
         "SELECT user_nid, device_id FROM issued_one_time_keys WHERE position > ? AND position <= ?"

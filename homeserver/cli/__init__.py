@@ -12,10 +12,25 @@ import sys
 from collections.abc import Sequence
 
 from homeserver import __version__
-from homeserver.cli import archive, config, demo, export, keys, parked, report, room, search, serve, stats, token, user
+from homeserver.cli import (
+    archive,
+    bridge,
+    config,
+    demo,
+    export,
+    keys,
+    parked,
+    report,
+    room,
+    search,
+    serve,
+    stats,
+    token,
+    user,
+)
 from homeserver.cli.output import CommandError, fail
 
-GROUPS = (serve, config, user, token, report, keys, room, archive, search, stats, export, parked, demo)
+GROUPS = (serve, config, user, token, report, keys, room, archive, search, stats, bridge, export, parked, demo)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

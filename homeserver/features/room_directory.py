@@ -37,6 +37,8 @@ from homeserver.rooms.aliases import (
     is_published,
     list_aliases,
     list_published,
+    list_published_everywhere,
+    list_published_in,
     set_visibility,
     store_alias,
 )
@@ -76,6 +78,13 @@ class PublicRoomsBody(msgspec.Struct, frozen=True):
     limit: Annotated[int, msgspec.Meta(ge=0)] | None = None
     since: str | None = None
     filter: PublicRoomsFilter = PublicRoomsFilter()
+    include_all_networks: bool = False
+    third_party_instance_id: str | None = None
+
+
+class FederationRoomsQuery(msgspec.Struct, frozen=True):
+    limit: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    since: str | None = None
     include_all_networks: bool = False
     third_party_instance_id: str | None = None
 
@@ -146,8 +155,10 @@ async def query_public_rooms(
 
 
 @routes.get("/_matrix/federation/v1/publicRooms")
-async def get_public_rooms_over_federation(hs: Resources, origin: ServerName, query: PublicRoomsQuery) -> JsonObject:
-    return await _public_rooms_for_server(hs, PublicRoomsBody(limit=query.limit, since=query.since))
+async def get_public_rooms_over_federation(
+    hs: Resources, origin: ServerName, query: FederationRoomsQuery
+) -> JsonObject:
+    return await _public_rooms_for_server(hs, msgspec.convert(query, PublicRoomsBody, from_attributes=True))
 
 
 @routes.post("/_matrix/federation/v1/publicRooms")
@@ -162,6 +173,8 @@ async def _public_rooms_for_server(hs: Resources, body: PublicRoomsBody) -> Json
 
 
 async def _public_rooms(hs: Resources, server: ServerName | None, body: PublicRoomsBody) -> JsonObject:
+    if body.include_all_networks and body.third_party_instance_id:
+        raise invalid_param("third_party_instance_id names one network: leave out include_all_networks.")
     if server is not None and server != hs.server_name:
         return await remote_public_rooms(hs, server, msgspec.to_builtins(body))
     return await hs.database.read(_list_public, body)
@@ -253,7 +266,11 @@ def _list_room(tx: Transaction, room_id: RoomID, requester: Requester, is_public
 
 def _list_public(tx: Transaction, body: PublicRoomsBody) -> JsonObject:
     """Returns a page of the directory, largest rooms first."""
-    found = [directory_entry(tx, room) for room in list_published(tx)]
+    if body.third_party_instance_id:
+        rooms = list_published_in(tx, body.third_party_instance_id)
+    else:
+        rooms = list_published_everywhere(tx) if body.include_all_networks else list_published(tx)
+    found = [directory_entry(tx, room) for room in rooms]
     entries = [entry for entry in found if entry["num_joined_members"] and _matches(entry, body.filter)]
     entries.sort(key=lambda entry: (-entry["num_joined_members"], entry["room_id"]))
     start = _parse_page(body.since)

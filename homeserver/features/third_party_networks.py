@@ -19,6 +19,7 @@ from homeserver.errors import not_found
 from homeserver.feature import Feature, JsonObject
 from homeserver.remote.application_services import ask_all
 from homeserver.resources import Resources
+from homeserver.rooms.aliases import Network
 
 T = TypeVar("T")
 
@@ -68,14 +69,19 @@ async def get_protocol_metadata(hs: Resources, requester: Requester, protocol: s
 
 
 async def _find_protocol(hs: Resources, name: str) -> Protocol | None:
-    """Returns what the bridges to a network say of it, with all their instances; None if none of them answers."""
+    """Returns what the bridges to a network say of it, with all their instances; None if none of them answers.
+
+    An instance gets an `instance_id`, by which clients ask for its room directory.
+    """
     answers = await ask_all(hs, _bridges_to(hs, name), f"/thirdparty/protocol/{quote(name, safe='')}")
-    protocols = list(_valid(answers, Protocol))
-    if not protocols:
-        return None
-    return msgspec.structs.replace(
-        protocols[0], instances=[instance for protocol in protocols for instance in protocol.instances]
-    )
+    found = [(service, protocol) for service, answer in answers for protocol in _valid([answer], Protocol)]
+    instances = [
+        {**instance, "instance_id": Network(service.id, instance["network_id"]).instance_id}
+        for service, protocol in found
+        for instance in protocol.instances
+        if isinstance(instance.get("network_id"), str)
+    ]
+    return msgspec.structs.replace(found[0][1], instances=instances) if found else None
 
 
 @routes.get("/_matrix/client/v3/thirdparty/location/{protocol}")
@@ -113,7 +119,7 @@ async def _look_up(
     given = [(name, value) for name, values in request.query.items() for value in values if name != "access_token"]
     query = "&".join(f"{quote(name, safe='')}={quote(value, safe='')}" for name, value in given)
     answers = await ask_all(hs, services, f"{path}?{query}" if query else path)
-    listed = [each for answer in answers if isinstance(answer, list) for each in answer]
+    listed = [each for _, answer in answers if isinstance(answer, list) for each in answer]
     found = list(_valid(listed, Found))
     if not found:
         raise not_found("No bridge of this server knows that.")

@@ -316,6 +316,8 @@ PUBLIC_ROOMS_BYTES_MAX = 2 << 20
 # A room's directory entry costs a dozen lookups, and all rooms are sorted for each page: 10 MB.
 DIRECTORY_ENTRIES_CACHED_MAX = 10_000
 
+# As user IDs. The IDs of networks come from application services.
+NETWORK_ID_BYTES_MAX = 255
 # Long enough for a bridge that stores what it is sent before it answers.
 APPLICATION_SERVICE_TIMEOUT_S = 60.0
 # Somebody waits for what a bridge is asked; it may have to make a room first.

@@ -136,15 +136,17 @@ async def _ask(hs: Resources, service: ApplicationService, path: str, older_pref
     return await hs.flights.join(hs.nursery, key, ask)
 
 
-async def ask_all(hs: Resources, services: Iterable[ApplicationService], path: str) -> list[Any]:
+async def ask_all(
+    hs: Resources, services: Iterable[ApplicationService], path: str
+) -> list[tuple[ApplicationService, Any]]:
     """Returns what each service answers to a look-up; those that fail or do not answer in time are left out."""
-    answers: list[Any] = []
+    answers: list[tuple[ApplicationService, Any]] = []
 
     async def ask_one(service: ApplicationService) -> None:
         with suppress(WireError, MatrixError, orjson.JSONDecodeError):
             response = await _ask(hs, service, path, "/_matrix/app/unstable")
             if response.status == 200:
-                answers.append(orjson.loads(response.body))
+                answers.append((service, orjson.loads(response.body)))
 
     async with trio.open_nursery() as nursery:
         for service in services:

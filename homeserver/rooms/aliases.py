@@ -5,7 +5,7 @@ Spec: client-server-api/#room-aliases, #published-room-directory
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from homeserver.database import Schema, Step, Transaction
@@ -25,6 +25,18 @@ SCHEMA = Schema(
             );
             CREATE INDEX aliases_of_room ON aliases (room_nid);
             CREATE TABLE published_rooms (room_nid INTEGER PRIMARY KEY);
+            """,
+        ),
+        Step(
+            "002_networks",
+            """
+            -- The directories of other networks, which application services keep.
+            CREATE TABLE network_rooms (
+                appservice TEXT NOT NULL,
+                network TEXT NOT NULL,
+                room_nid INTEGER NOT NULL,
+                PRIMARY KEY (appservice, network, room_nid)
+            ) WITHOUT ROWID;
             """,
         ),
     ),
@@ -102,17 +114,63 @@ def set_visibility(tx: Transaction, room_id: RoomID, *, is_public: bool) -> None
         tx.run("DELETE FROM published_rooms WHERE room_nid = ?", tx.find(room_id))
 
 
+class Network(NamedTuple):
+    """A network that an application service bridges to. Its `instance_id` is what clients know it by."""
+
+    appservice: str
+    network_id: str
+
+    @property
+    def instance_id(self) -> str:
+        return f"{self.appservice}|{self.network_id}"
+
+
+def set_network_visibility(tx: Transaction, room_id: RoomID, network: Network, *, is_public: bool) -> None:
+    """Adds the room to the directory of a network, or removes it."""
+    if is_public:
+        tx.run(
+            "INSERT INTO network_rooms (appservice, network, room_nid) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+            *network, tx.intern(room_id),
+        )  # fmt: skip
+    else:
+        tx.run(
+            "DELETE FROM network_rooms WHERE appservice = ? AND network = ? AND room_nid = ?",
+            *network, tx.find(room_id),
+        )  # fmt: skip
+
+
+def count_network_rooms(tx: Transaction, appservice: str) -> int:
+    """Returns how many entries an application service has in the directories of its networks."""
+    (count,) = tx.values("SELECT COUNT(*) FROM network_rooms WHERE appservice = ?", appservice)
+    return int(count)
+
+
 def is_published(tx: Transaction, room_id: str) -> bool:
     """Returns whether the directory lists the room."""
     return tx.one("SELECT 1 FROM published_rooms WHERE room_nid = ?", tx.find(room_id)) is not None
 
 
 def list_published(tx: Transaction) -> list[PublishedRoom]:
-    """Returns the rooms in the directory."""
-    rows = tx.all(
-        "SELECT p.room_nid, r.last_position, r.members_position FROM published_rooms p"
-        " JOIN rooms r ON r.room_nid = p.room_nid"
-    )
+    """Returns the rooms in the directory of this server."""
+    return _list_rooms(tx, tx.values("SELECT room_nid FROM published_rooms"))
+
+
+def list_published_everywhere(tx: Transaction) -> list[PublishedRoom]:
+    """Returns the rooms in the directory of this server, and in those of all networks."""
+    return _list_rooms(tx, tx.values("SELECT room_nid FROM published_rooms UNION SELECT room_nid FROM network_rooms"))
+
+
+def list_published_in(tx: Transaction, instance: str) -> list[PublishedRoom]:
+    """Returns the rooms in the directory of a network. instance: its `instance_id` or its `network_id`."""
+    nids = tx.values(
+        "SELECT DISTINCT room_nid FROM network_rooms WHERE network = ? OR appservice || '|' || network = ?",
+        instance, instance,
+    )  # fmt: skip
+    return _list_rooms(tx, nids)
+
+
+def _list_rooms(tx: Transaction, room_nids: Collection[int]) -> list[PublishedRoom]:
+    rows = tx.all_in("SELECT room_nid, last_position, members_position FROM rooms WHERE room_nid IN (?*)", room_nids)
     names = tx.names([row[0] for row in rows])
     return [PublishedRoom(RoomID(names[nid]), last, members) for nid, last, members in rows]
 

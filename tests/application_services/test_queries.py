@@ -85,8 +85,9 @@ async def test_a_user_is_made_when_another_server_invites_them(
 async def test_protocols_are_what_the_bridges_say(bridge: Bridge, alice: Client) -> None:
     assert await alice.ok("GET", "thirdparty/protocols") == {}
     bridge.has["/_matrix/app/v1/thirdparty/protocol/irc"] = IRC
-    assert await alice.ok("GET", "thirdparty/protocols") == {"irc": IRC}
-    assert await alice.ok("GET", "thirdparty/protocol/irc") == IRC
+    said = {**IRC, "instances": [{**IRC["instances"][0], "instance_id": "irc|freenode"}]}
+    assert await alice.ok("GET", "thirdparty/protocols") == {"irc": said}
+    assert await alice.ok("GET", "thirdparty/protocol/irc") == said
     assert await alice.refused("GET", "thirdparty/protocol/fax") == (404, "M_NOT_FOUND")
 
 

@@ -39,11 +39,12 @@ def run_js_sdk(
     return set(run(command, grant)["refused"])
 
 
-def run(command: list[str], grant: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
+def run(command: list[str], grant: Callable[[dict[str, Any]], Any] | None = None) -> dict[str, Any]:
     """Runs a program until it exits with 0. Returns its last line, decoded from JSON: {} if it is something else.
 
     grant: does what an earlier line asks for, if that is a JSON object. Then the program gets a line on its standard
-    input. Raises AssertionError, with the end of the output, if the program fails or takes too long.
+    input, with what `grant` has returned, as JSON. Raises AssertionError, with the end of the output, if the program
+    fails or takes too long.
     """
     wish: dict[str, Any] = {}
     with tempfile.TemporaryFile("w+") as errors:
@@ -58,8 +59,8 @@ def run(command: list[str], grant: Callable[[dict[str, Any]], None] | None = Non
                 printed.append(line)
                 wish = _parse_wish(line)
                 if wish and grant is not None and "refused" not in wish:
-                    grant(wish)
-                    process.stdin.write("\n")
+                    answer = grant(wish)
+                    process.stdin.write("\n" if answer is None else f"{json.dumps(answer)}\n")
                     process.stdin.flush()
             status = process.wait()
         finally:

@@ -213,6 +213,8 @@ def bridge_registration(ports: Ports) -> dict[str, object]:
         "sender_localpart": "bridge",
         "rate_limited": False,
         "receive_ephemeral": True,
+        "org.matrix.msc3202": True,
+        "protocols": ["fax"],
         "namespaces": {
             "users": [{"regex": "@bridged_.*", "exclusive": True}],
             "aliases": [{"regex": "#bridged_.*", "exclusive": True}],

@@ -12,12 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from homeserver.api.routes import Routes
 from homeserver.feature import Feature
 from homeserver.features.application_services.delivery import Deliveries
-from homeserver.features.application_services.ping import routes
+from homeserver.features.application_services.directory import routes as directory_routes
+from homeserver.features.application_services.ping import routes as ping_routes
 from homeserver.features.application_services.storage import SCHEMA
 
 __all__ = ["SCHEMA", "feature_of"]
+
+
+routes = Routes()
+routes.include(ping_routes)
+routes.include(directory_routes)
 
 
 def feature_of(features: Sequence[Feature]) -> Feature:

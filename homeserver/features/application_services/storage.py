@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from homeserver.database import Schema, Step, Transaction
+from homeserver.database.parked import RETRY_KEY
 from homeserver.moments import is_ahead
 
 # acked: it has everything up to this position. sending: the end of the transaction under way, 0 if there is none.
@@ -115,6 +116,15 @@ def find_progress(tx: Transaction, service_id: str) -> Progress | None:
         service_id,
     )
     return None if row is None else Progress(*row)
+
+
+def delete_pause(tx: Transaction, service_id: str) -> None:
+    """Has an application service that failed tried again at once."""
+    tx.run(
+        "UPDATE application_services SET failures = 0, since_ms = 0, retry_after_ms = 0, reason = '' WHERE id = ?",
+        service_id,
+    )
+    tx.next_position(RETRY_KEY)
 
 
 def store_progress(tx: Transaction, service_id: str, progress: Progress) -> None:

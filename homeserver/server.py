@@ -213,8 +213,6 @@ class Homeserver:
 
     async def _open(self) -> None:
         config = self.config
-        for name in config.list_without_effect():
-            _log.warning("this part of the configuration has no effect yet", extra={"key": name})
         for said in check_files(config):
             raise ConfigError(said)
         sockets = Sockets(Syncs(self._features, find_filter))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from html import escape
+from typing import Literal
 from urllib.parse import parse_qsl
 
 from homeserver import limits
@@ -77,6 +78,7 @@ class TextField:
     label: str
     value: str = ""
     hint: str = ""
+    kind: Literal["text", "password"] = "text"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,12 +132,29 @@ def _input(given: TextField) -> str:
     name, hint = escape(given.name), ""
     if given.hint:
         hint = f'<p class="hint" id="{name}-hint">{escape(given.hint)}</p>\n'
+    complete = "current-password" if given.kind == "password" else "off"
     described = f' aria-describedby="{name}-hint"' if hint else ""
     return (
-        f'<label for="{name}">{escape(given.label)}</label>\n{hint}<input id="{name}" name="{name}"'
-        f' value="{escape(given.value)}" autocomplete="off" autocapitalize="none" spellcheck="false"{described}'
+        f'<label for="{name}">{escape(given.label)}</label>\n{hint}<input id="{name}" name="{name}" type="{given.kind}"'
+        f' value="{escape(given.value)}" autocomplete="{complete}" autocapitalize="none" spellcheck="false"{described}'
         " required>\n"
     )
+
+
+# Spec: client-server-api/#fallback has these lines.
+_DONE_SCRIPT = """
+if (window.onAuthDone) {
+    window.onAuthDone();
+} else if (window.opener && window.opener.postMessage) {
+    window.opener.postMessage("authDone", "*");
+}
+"""
+
+
+def done_page(cookie: str = "") -> Response:
+    """Returns the page at the end of a stage of user-interactive authentication, which tells the client about it."""
+    extras = PageExtras(script=_DONE_SCRIPT, cookie=cookie)
+    return make_page("Thank you", "You can close this page and go back to your app.", extras=extras)
 
 
 def decode_form(data: bytes) -> dict[str, str]:

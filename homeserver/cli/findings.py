@@ -38,7 +38,6 @@ class Finding:
 async def find_all(config: Config) -> list[Finding]:
     """Returns all findings, without changing anything. Takes some seconds if something does not respond."""
     findings = [*find_in_config(config), *(Finding("error", text) for text in check_files(config))]
-    findings += (Finding("warning", f"{key} has no effect yet") for key in config.list_without_effect())
     findings += _find_in_folder(config)
     in_database, is_served = await trio.to_thread.run_sync(_find_in_database, config)
     findings += in_database

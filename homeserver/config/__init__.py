@@ -15,7 +15,6 @@ from homeserver.config.application_services import (
 from homeserver.config.listeners import SERVE_GROUPS, Bind, Listener, ServeGroup, parse_bind
 from homeserver.config.loading import check_files, config_from_table, load_config, read_secret
 from homeserver.config.sections import (
-    WITHOUT_EFFECT,
     Analytics,
     ApplicationServices,
     ArchiveSection,
@@ -51,7 +50,6 @@ from homeserver.config.values import ConfigError, Section
 
 __all__ = [
     "SERVE_GROUPS",
-    "WITHOUT_EFFECT",
     "Analytics",
     "ApplicationService",
     "ApplicationServices",

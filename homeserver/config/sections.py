@@ -169,12 +169,17 @@ class Registration(Section, frozen=True):
     recaptcha_public_key: str = ""
     recaptcha_private_key: str = ""
     recaptcha_verify_url: str = "https://www.recaptcha.net/recaptcha/api/siteverify"
+    terms_url: str = ""
+    terms_name: str = "Terms of service"
+    terms_version: str = "1"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_url("registration.recaptcha_verify_url", self.recaptcha_verify_url)
         if bool(self.recaptcha_public_key) != bool(self.recaptcha_private_key):
             raise ConfigError("registration.recaptcha_public_key and recaptcha_private_key must be given together")
+        if self.terms_url:
+            check_url("registration.terms_url", self.terms_url.partition("?")[0])
 
 
 class Rooms(Section, frozen=True):
@@ -428,22 +433,9 @@ class Config(Section, frozen=True):
                 return f"{scheme}://{f'[{host}]' if ':' in host else host}:{bind.port}"
         return None
 
-    def list_without_effect(self) -> list[str]:
-        """Returns the sections and keys that are set although they have no effect yet."""
-        default = Config(server_name=self.server_name)
-        return [".".join(path) for path in WITHOUT_EFFECT if _value_at(self, path) != _value_at(default, path)]
-
     def data_path(self, name: str) -> Path:
         """Returns the path of something in `data_dir`; an absolute `name` is returned unchanged."""
         return Path(self.data_dir).absolute() / name
-
-
-# Keys that have no effect yet. `sample_config.toml` says so for each.
-WITHOUT_EFFECT: tuple[tuple[str, ...], ...] = (
-    ("registration", "recaptcha_public_key"),
-    ("registration", "recaptcha_private_key"),
-    ("registration", "recaptcha_verify_url"),
-)
 
 
 def is_loopback(host: str) -> bool:
@@ -465,13 +457,6 @@ def is_loopback(host: str) -> bool:
 
 def _is_chosen_by_system(bind: Bind) -> bool:
     return not bind.unix_path and bind.port == 0
-
-
-def _value_at(config: Config, path: tuple[str, ...]) -> object:
-    value: object = config
-    for name in path:
-        value = getattr(value, name)
-    return value
 
 
 def server_name_of(config: Config) -> ServerName:

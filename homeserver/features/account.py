@@ -50,7 +50,7 @@ from homeserver.users.user_interactive import (
     Authentication,
     delete_session,
     forget_sessions,
-    password_stage,
+    owner_flows,
     require_stages,
 )
 
@@ -78,7 +78,7 @@ async def change_password(hs: Resources, requester: Requester | None, body: Pass
     check_new_password(hs, body.new_password)
     if user_id is None and not hs.config.email.smtp_host:
         raise MatrixError(401, "M_MISSING_TOKEN", "Log in to change the password. This server sends no email.")
-    flows = [(EMAIL_STAGE,)] if user_id is None else [(password_stage(user_id),)]
+    flows = [(EMAIL_STAGE,)] if user_id is None else owner_flows(user_id)
     authentication = await require_stages(hs, "change password", body.auth, flows, user_id)
     password_hash = await hash_password(hs, body.new_password)
     await hs.database.write(_change_password, requester, password_hash, body.logout_devices, authentication)
@@ -116,7 +116,7 @@ class DeactivateBody(msgspec.Struct, frozen=True):
 
 @routes.post("/_matrix/client/v3/account/deactivate", rate_limit="login", allow_suspended=True)
 async def deactivate_account(hs: Resources, requester: Requester, body: DeactivateBody) -> JsonObject:
-    flows = [(password_stage(requester.user_id),)]
+    flows = owner_flows(requester.user_id)
     authentication = await require_stages(hs, "deactivate account", body.auth, flows, requester.user_id)
     await deactivate(hs, requester.user_id, erase=body.erase, authentication=authentication)
     return {"id_server_unbind_result": "success"}  # there is nothing to unbind

@@ -48,7 +48,7 @@ from homeserver.users.threepids import (
     store_binding,
     store_threepid,
 )
-from homeserver.users.user_interactive import Authentication, delete_session, password_stage, require_stages
+from homeserver.users.user_interactive import Authentication, delete_session, owner_flows, require_stages
 
 routes = Routes()
 
@@ -178,7 +178,7 @@ class AddBody(msgspec.Struct, frozen=True):
 
 @routes.post("/_matrix/client/v3/account/3pid/add", rate_limit="login")
 async def add_3pid(hs: Resources, requester: Requester, body: AddBody) -> Empty:
-    flows = [(password_stage(requester.user_id),)]
+    flows = owner_flows(requester.user_id)
     authentication = await require_stages(hs, "add an address", body.auth, flows, requester.user_id)
     await hs.database.write(_add, requester.user_id, body, authentication)
     return Empty()

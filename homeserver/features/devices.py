@@ -29,7 +29,7 @@ from homeserver.users.devices import (
 from homeserver.users.user_interactive import (
     Authentication,
     delete_session,
-    password_stage,
+    owner_flows,
     require_stages,
 )
 
@@ -117,7 +117,7 @@ async def _delete_with_authentication(
             hs,
             f"delete devices {hashlib.sha256(repr(device_ids).encode()).hexdigest()}",
             auth,
-            [(password_stage(requester.user_id),)],
+            owner_flows(requester.user_id),
             requester.user_id,
         )
     await hs.database.write(_delete_devices, requester.user_id, device_ids, authentication)

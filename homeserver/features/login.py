@@ -21,7 +21,7 @@ from homeserver.users.application_services import get_service
 from homeserver.users.devices import check_device_id, log_in
 from homeserver.users.password_login import check_password, count_login, keep_checked, log_failed_login
 from homeserver.users.proof_tokens import LIFETIMES_MS, Purpose, create_proof, delete_proof, find_proven
-from homeserver.users.user_interactive import Authentication, delete_session, password_stage, require_stages
+from homeserver.users.user_interactive import Authentication, delete_session, owner_flows, require_stages
 
 routes = Routes()
 
@@ -127,7 +127,7 @@ class LoginTokenBody(msgspec.Struct, frozen=True):
 async def generate_login_token(hs: Resources, requester: Requester, body: LoginTokenBody) -> JsonObject:
     """Returns a token with which another device can log in once. Each needs the password again."""
     user_id = requester.user_id
-    authentication = await require_stages(hs, "get a login token", body.auth, [(password_stage(user_id),)], user_id)
+    authentication = await require_stages(hs, "get a login token", body.auth, owner_flows(user_id), user_id)
     token = await hs.database.write(_create_login_token, requester, authentication)
     return {"login_token": token, "expires_in_ms": LIFETIMES_MS[Purpose.LOGIN]}
 

@@ -24,6 +24,7 @@ from homeserver.moments import latest
 from homeserver.resources import Resources
 from homeserver.users import accounts
 from homeserver.users.application_services import get_service
+from homeserver.users.captcha import captcha_stage, terms_stage
 from homeserver.users.devices import check_device_id, log_in
 from homeserver.users.email_validation import delete_validation, email_stage
 from homeserver.users.passwords import check_new_password, hash_password, verify_password
@@ -178,7 +179,11 @@ def _read_registration(tx: Transaction, user_id: UserID, body: RegisterBody) -> 
     elif accounts.find_user(tx, user_id) is not None:
         raise accounts.user_in_use()
     settings = tx.server.config
-    first = (TOKEN_STAGE,) if settings.registration.require_token else ()
+    first: Flow = (TOKEN_STAGE,) if settings.registration.require_token else ()
+    if settings.registration.recaptcha_public_key:
+        first = (*first, captcha_stage(settings.registration))
+    if settings.registration.terms_url:
+        first = (*first, terms_stage(settings.registration))
     flows: list[Flow] = [first or (DUMMY,)]
     if settings.email.smtp_host:
         flows.append((*first, EMAIL_STAGE))

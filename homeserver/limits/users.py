@@ -281,6 +281,14 @@ CROSS_SIGNING_RESET_MS = 10 * 60 * 1000
 # How often expired codes and unused clients are deleted.
 OAUTH_CLEANUP_INTERVAL_S = 60 * 60
 
+# Captcha
+
+# Answers of reCAPTCHA have about 2,000 characters.
+CAPTCHA_CHARACTERS_MAX = 8_000
+CAPTCHA_TIMEOUT_S = 10.0
+# A few fields: whether it was solved, when and where.
+CAPTCHA_ANSWER_BYTES_MAX = 16 * 1024
+
 # Single sign-on
 
 # OpenID Connect Core, section 2: a subject has at most 255 ASCII characters.

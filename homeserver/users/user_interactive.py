@@ -29,6 +29,7 @@ from homeserver.moments import latest
 from homeserver.resources import Resources
 from homeserver.users import accounts
 from homeserver.users.passwords import verify_password
+from homeserver.users.single_sign_on import list_external_ids
 from homeserver.users.threepids import identify
 
 # number: 1, 2, … in order of creation, so that the oldest can be dropped. completed: JSON object, stage → result.
@@ -56,6 +57,9 @@ Load = Callable[[Transaction, JsonObject], Any]
 Check = Callable[[Resources, JsonObject, Any], Awaitable[Any]]
 
 
+SSO_STAGE = "m.login.sso"
+
+
 def _load_nothing(tx: Transaction, auth: JsonObject) -> None:
     return None
 
@@ -76,6 +80,8 @@ class Stage:
 
 
 Flow = tuple[Stage, ...]
+Flows = Sequence[Flow] | Callable[[Transaction], Sequence[Flow]]
+"""The flows that an operation offers, or a function that reads which ones these are."""
 
 
 class AuthenticationRequired(MatrixError):
@@ -117,7 +123,7 @@ async def require_stages(
     hs: Resources,
     operation: str,
     auth: JsonObject | None,
-    flows: Sequence[Flow],
+    flows: Flows,
     user_id: UserID | None = None,
 ) -> Authentication:
     """Returns once the stages of one of `flows` are complete. Otherwise raises the 401 that guides the client.
@@ -133,10 +139,12 @@ def begin(
     tx: Transaction,
     operation: str,
     auth: JsonObject | None,
-    flows: Sequence[Flow],
+    flows: Flows,
     user_id: UserID | None = None,
 ) -> Attempt:
     """Does the reading half of `require_stages`, for operations that read more. Raises M_BAD_JSON for a bad `auth`."""
+    if callable(flows):
+        flows = flows(tx)
     if auth is None:
         return Attempt(operation, user_id, flows, None)
     session, kind = auth.get("session"), auth.get("type")
@@ -259,6 +267,64 @@ def password_stage(user_id: UserID) -> Stage:
         return True
 
     return Stage("m.login.password", check, load)
+
+
+async def _refuse_sso(hs: Resources, auth: JsonObject, loaded: Any) -> bool:
+    raise MatrixError(401, "M_UNAUTHORIZED", "Log in again in a browser first: open the fallback page of this stage.")
+
+
+def owner_flows(user_id: UserID) -> Callable[[Transaction], Sequence[Flow]]:
+    """Returns how a user can prove to be the owner of the account: with the password, or by single sign-on.
+
+    Accounts that have neither, such as those of bridges, are offered the password, which is then always wrong.
+    """
+
+    def read(tx: Transaction) -> Sequence[Flow]:
+        flows: list[Flow] = []
+        providers = {provider.id for provider in tx.server.config.sso}
+        if providers and any(each in providers for each, _ in list_external_ids(tx, user_id)):
+            flows.append((Stage(SSO_STAGE, _refuse_sso),))
+        user = accounts.find_user(tx, user_id)
+        if not flows or (user is not None and user.password_hash is not None):
+            flows.insert(0, (password_stage(user_id),))
+        return flows
+
+    return read
+
+
+# --- fallback pages ---
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A session that waits for stages, as fallback pages see it. user_id: None for operations without a user."""
+
+    session: str
+    operation: str
+    user_id: UserID | None
+    completed: Mapping[str, Any]
+
+
+def find_pending(tx: Transaction, session: str) -> Pending | None:
+    """Returns a session, None if it is unknown, used or too old."""
+    found = _find_session(tx, session)
+    if found is None:
+        return None
+    operation, user_nid, completed = found
+    return Pending(session, operation, UserID(tx.name(user_nid)) if user_nid else None, completed)
+
+
+def note_stage_completed(tx: Transaction, session: str, stage: str, result: Any) -> bool:
+    """Notes that a stage was completed on a fallback page. Returns False if the session has ended.
+
+    Whether the operation has such a stage is found out when its request is repeated; a useless one does no harm.
+    """
+    found = _find_session(tx, session)
+    if found is None:
+        return False
+    text = orjson.dumps({**found[2], stage: result}).decode()
+    tx.run("UPDATE user_interactive_sessions SET completed = ? WHERE session = ?", text, session)
+    return True
 
 
 # --- storage ---

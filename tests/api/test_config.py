@@ -11,7 +11,6 @@ import msgspec
 import pytest
 
 from homeserver.config import (
-    WITHOUT_EFFECT,
     Config,
     ConfigError,
     Listener,
@@ -72,20 +71,6 @@ def test_the_sample_contains_every_key() -> None:
     for keys in sections(Config).values():
         for key in keys:
             assert re.search(rf"^(?:# )?{key} = ", text, re.MULTILINE), key
-
-
-def test_settings_without_effect_are_marked_in_the_sample() -> None:
-    paragraphs = SAMPLE.read_text().split("\n\n")
-    for section, *_ in WITHOUT_EFFECT:
-        (about,) = (paragraph for paragraph in paragraphs if f"[{section}]" in paragraph)
-        assert "No effect yet" in about, section
-
-
-def test_settings_without_effect_that_are_set_are_listed() -> None:
-    table = {"rooms": {"default_version": "11"}, "registration": {"recaptcha_verify_url": "http://x"}}
-    found = config_from_table({"server_name": "a.example", **table}, Path()).list_without_effect()
-    assert found == ["registration.recaptcha_verify_url"]
-    assert load_config(SAMPLE).list_without_effect() == []
 
 
 def test_embedding_needs_only_a_server_name(tmp_path: Path) -> None:

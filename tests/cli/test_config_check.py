@@ -90,11 +90,6 @@ def test_a_valid_configuration_passes_and_leaves_nothing_behind(tmp_path: Path) 
         ("warning", 'no listener serves "client"', GOOD.replace(':0"', ':0"\nserve = ["federation"]')),
         ("warning", "serves admin and metrics to everyone", GOOD.replace("127.0.0.1:0", "0.0.0.0:0")),
         ("warning", "rate_limits.enabled is false", REAL + "[rate_limits]\nenabled = false"),
-        (
-            "warning",
-            "registration.recaptcha_verify_url has no effect yet",
-            GOOD + '[registration]\nrecaptcha_verify_url = "http://a.example"',
-        ),
     ],
 )
 async def test_mistakes_and_risks_are_found(tmp_path: Path, level: str, words: str, text: str) -> None:

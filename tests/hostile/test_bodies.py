@@ -13,16 +13,15 @@ from collections.abc import Sequence
 import pytest
 
 from homeserver import limits
-from homeserver.api.forms import decode_form
+from homeserver.api.arguments import decode_json, decode_parts, decode_wrapped
 from homeserver.api.routes import Operation
 from tests.hostile.asking import check_answer_of, check_client_answer
 from tests.hostile.values import NOT_AN_OBJECT, NOT_JSON, changes
 from tests.hostile.world import CLIENT_OPERATIONS, ENDING, World, identify, in_groups, make_world
 
+JSON = (decode_json, decode_parts, decode_wrapped)  # forms have tests of their own
 WITH_BODY = tuple(
-    operation
-    for operation in CLIENT_OPERATIONS
-    if operation.plan.body is not None and operation.decode is not decode_form  # whose tests are with its page
+    operation for operation in CLIENT_OPERATIONS if operation.plan.body is not None and operation.decode in JSON
 )
 every_operation_with_a_body = in_groups(WITH_BODY)
 

@@ -132,6 +132,7 @@ class World:
             "appservice_id": "bridge",
             "delay_id": self.delay_id,
             "idp_id": "provider",
+            "auth_type": "m.login.dummy",
         }
 
         def fill(match: re.Match[str]) -> str:

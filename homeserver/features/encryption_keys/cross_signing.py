@@ -29,7 +29,7 @@ from homeserver.users.encryption.cross_signing import (
     store_cross_signing_keys,
     store_signature,
 )
-from homeserver.users.user_interactive import Authentication, delete_session, password_stage, require_stages
+from homeserver.users.user_interactive import Authentication, delete_session, owner_flows, require_stages
 
 Signed = tuple[UserID, str, JsonObject]
 """The owner of a signed key, its name (a device ID, or a public key), and the key object."""
@@ -82,7 +82,7 @@ async def _authenticate(
 ) -> Authentication:
     public_keys = sorted((usage, key.public_key) for usage, key in keys.items())
     operation = f"replace cross-signing keys {hashlib.sha256(repr(public_keys).encode()).hexdigest()}"
-    return await require_stages(hs, operation, auth, [(password_stage(requester.user_id),)], requester.user_id)
+    return await require_stages(hs, operation, auth, owner_flows(requester.user_id), requester.user_id)
 
 
 def _needs_authentication(tx: Transaction, user_id: UserID, keys: Mapping[Usage, CrossSigningKey]) -> bool:

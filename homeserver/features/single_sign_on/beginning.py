@@ -16,15 +16,19 @@ from homeserver.api.cookies import cookie_name, find_cookie, write_cookie
 from homeserver.api.forms import PageExtras, make_page, redirect
 from homeserver.api.routes import Request, Response, Routes
 from homeserver.config import SsoProvider
+from homeserver.database import Transaction
 from homeserver.errors import MatrixError, not_found
 from homeserver.features.single_sign_on.client_urls import check_client_url
 from homeserver.remote.openid_provider import ProviderError, authorization_url
 from homeserver.resources import Resources
-from homeserver.users.single_sign_on import Goal, create_attempt
+from homeserver.users.page_sessions import local_path
+from homeserver.users.single_sign_on import Goal, create_attempt, list_external_ids
+from homeserver.users.user_interactive import find_pending
 
 _log = logging.getLogger(__name__)
 
 _REDIRECT = "/_matrix/client/v3/login/sso/redirect"
+STAGE = "/_homeserver/sso/stage"
 CHOOSE = "/_homeserver/sso/choose"
 _FAILED = "/_homeserver/sso/failed"
 CALLBACK = "/_homeserver/sso/callback"
@@ -81,6 +85,58 @@ async def redirect_to_id_p(hs: Resources, query: RedirectQuery, idp_id: str, req
         return no_provider()
     check_client_url(query.redirect_url)
     return await begin(hs, request, provider, Goal.CLIENT, query.redirect_url)
+
+
+class BeginQuery(msgspec.Struct, frozen=True):
+    """`return_to`: the path below the account pages to go on to."""
+
+    provider: str
+    return_to: str | None = None
+
+
+@routes.get("/_homeserver/sso/begin", rate_limit="sso")
+async def begin_page_login(hs: Resources, query: BeginQuery, request: Request) -> Response:
+    """Logs the browser in to the pages of this server."""
+    provider = find_provider(hs, query.provider)
+    if provider is None:
+        return no_provider()
+    return await begin(hs, request, provider, Goal.PAGE, local_path(query.return_to))
+
+
+class StageQuery(msgspec.Struct, frozen=True):
+    session: str
+    provider: str = ""
+
+
+@routes.get(STAGE, rate_limit="sso")
+async def begin_sso_stage(hs: Resources, query: StageQuery, request: Request) -> Response:
+    """Begins the stage m.login.sso. Spec: client-server-api/#sso-during-user-interactive-authentication
+
+    The person is asked afterwards whether the operation is wanted: the provider may let them in without a word.
+    """
+    pending = await hs.database.read(_read_stage, query.session)
+    if pending is None:
+        return make_page(
+            "Please start again",
+            "This request is too old, or was carried out already. Go back to your app.",
+            status=400,
+        )
+    known = [provider for provider in hs.config.sso if provider.id in pending]
+    chosen = [provider for provider in known if query.provider in ("", provider.id)]
+    if len(chosen) == 1:
+        return await begin(hs, request, chosen[0], Goal.STAGE, query.session)
+    if not known:
+        return no_provider()
+    links = {f"{STAGE}?{urlencode({'session': query.session, 'provider': each.id})}": each.name for each in known}
+    return make_page("Confirm that it is you", "Log in again with", extras=PageExtras(links=links))
+
+
+def _read_stage(tx: Transaction, session: str) -> list[str] | None:
+    """Returns the providers of the user whose session it is, None if there is no such session."""
+    pending = find_pending(tx, session)
+    if pending is None or pending.user_id is None:
+        return None
+    return [provider for provider, _ in list_external_ids(tx, pending.user_id)]
 
 
 def find_provider(hs: Resources, provider_id: str) -> SsoProvider | None:

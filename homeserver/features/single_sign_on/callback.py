@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
+from html import escape
 
 import msgspec
 
 from homeserver import limits
 from homeserver.api.cookies import cookie_name, write_cookie
-from homeserver.api.forms import PageExtras, TextField, decode_form, make_page, redirect
+from homeserver.api.forms import PageExtras, TextField, decode_form, done_page, make_page, redirect
 from homeserver.api.routes import Request, Response, Routes
 from homeserver.config import SsoProvider
 from homeserver.database import Transaction
-from homeserver.errors import MatrixError
+from homeserver.errors import MatrixError, forbidden
 from homeserver.features.single_sign_on.beginning import (
     CALLBACK,
     COOKIE,
@@ -34,10 +35,12 @@ from homeserver.features.single_sign_on.people import (
 from homeserver.federation.identifiers import UserID
 from homeserver.remote.openid_provider import ProviderError, redeem_code
 from homeserver.resources import Resources
+from homeserver.users.page_sessions import create_page_session, set_cookie
 from homeserver.users.proof_tokens import Purpose, create_proof
 from homeserver.users.single_sign_on import (
     Attempt,
     AttemptStep,
+    Goal,
     Person,
     delete_attempt,
     find_attempt,
@@ -46,6 +49,7 @@ from homeserver.users.single_sign_on import (
     set_confirming,
     set_naming,
 )
+from homeserver.users.user_interactive import SSO_STAGE, find_pending, note_stage_completed
 
 _log = logging.getLogger(__name__)
 
@@ -86,22 +90,41 @@ async def sso_callback(hs: Resources, query: CallbackQuery, request: Request) ->
     except ProviderError as error:
         return provider_failed(provider, error)
     try:
-        return await hs.database.write(_arrive, provider, attempt, person_of(provider, claims))
+        return await hs.database.write(_arrive, provider, attempt, person_of(provider, claims), request)
     except MatrixError as error:
         return refused(error)
 
 
-def _arrive(tx: Transaction, provider: SsoProvider, attempt: Attempt, person: Person) -> Response:
+def _arrive(tx: Transaction, provider: SsoProvider, attempt: Attempt, person: Person, request: Request) -> Response:
     """Finds the person's account and goes on, or lets the person choose a username first."""
+    if attempt.goal == Goal.STAGE:
+        return _confirm_stage(tx, attempt, find_by_external_id(tx, provider.id, person.subject))
     user_id = find_account(tx, provider, person)
     if user_id is None:
         set_naming(tx, attempt, person)
         return redirect(_continue_path(attempt))
-    return _go_on(tx, provider, attempt, user_id)
+    return _go_on(tx, provider, attempt, user_id, request)
 
 
-def _go_on(tx: Transaction, provider: SsoProvider, attempt: Attempt, user_id: UserID) -> Response:
+def _confirm_stage(tx: Transaction, attempt: Attempt, user_id: UserID | None) -> Response:
+    """Asks the user whether the operation is wanted. Raises M_FORBIDDEN if somebody else has logged in."""
+    pending = find_pending(tx, attempt.target)
+    if pending is None:
+        raise forbidden("This request is too old, or was carried out already. Go back to your app.")
+    if user_id is None or user_id != pending.user_id:
+        raise forbidden(f"You have logged in as somebody else. The request is about {pending.user_id}.")
+    check_may_log_in(tx, user_id)
+    set_confirming(tx, attempt, user_id)
+    return redirect(_continue_path(attempt))
+
+
+def _go_on(tx: Transaction, provider: SsoProvider, attempt: Attempt, user_id: UserID, request: Request) -> Response:
     """Ends the attempt of a person with an account, or asks first whether the client is theirs."""
+    if attempt.goal == Goal.PAGE:
+        _end(tx, attempt)
+        agent = request.find_header(b"user-agent") or ""
+        token = create_page_session(tx, user_id, "sso", address=request.client_ip, user_agent=agent)
+        return redirect(attempt.target, set_cookie(tx.server.config.base_url, token))
     own_page = f"{tx.server.config.base_url}/_homeserver/chat"
     if not is_trusted(attempt.target, (*provider.trusted_client_urls, own_page)):
         set_confirming(tx, attempt, user_id)
@@ -109,10 +132,15 @@ def _go_on(tx: Transaction, provider: SsoProvider, attempt: Attempt, user_id: Us
     return _finish(tx, attempt, user_id)
 
 
-def _finish(tx: Transaction, attempt: Attempt, user_id: UserID) -> Response:
-    """Sends the browser back to the client with a login token, and deletes the attempt and the cookie."""
+def _end(tx: Transaction, attempt: Attempt) -> None:
+    """Deletes the attempt. Raises M_FORBIDDEN if another request has done so: only one of them goes on."""
     if not delete_attempt(tx, attempt):
-        raise MatrixError(403, "M_FORBIDDEN", "This attempt to log in has ended already. Go back to your app.")
+        raise forbidden("This attempt to log in has ended already. Go back to your app.")
+
+
+def _finish(tx: Transaction, attempt: Attempt, user_id: UserID) -> Response:
+    """Sends the browser back to the client with a login token, and deletes the cookie."""
+    _end(tx, attempt)
     token = create_proof(
         tx, Purpose.LOGIN, user_id, "", lifetime_ms=limits.users.SSO_LOGIN_TOKEN_LIFETIME_MS
     )  # fmt: skip
@@ -144,20 +172,52 @@ class ContinueQuery(msgspec.Struct, frozen=True):
 @routes.get(CONTINUE, rate_limit="sso")
 async def show_sso_step(hs: Resources, query: ContinueQuery, request: Request) -> Response:
     """Shows the question of an attempt's step: a username, or whether a client may go on."""
-    attempt = await hs.database.read(find_attempt, query.state, find_browser(hs, request))
-    return _no_attempt() if attempt is None else _show(hs, attempt)
+    attempt, operation = await hs.database.read(_read_step, query.state, find_browser(hs, request))
+    return _no_attempt() if attempt is None else _show(hs, attempt, operation)
 
 
-def _show(hs: Resources, attempt: Attempt, *, username: str = "", error: str = "") -> Response:
+def _read_step(tx: Transaction, state: str, browser: str) -> tuple[Attempt | None, str]:
+    """Returns an attempt, and the operation that its stage is for, "" if it is for none."""
+    attempt = find_attempt(tx, state, browser)
+    pending = find_pending(tx, attempt.target) if attempt is not None and attempt.goal == Goal.STAGE else None
+    return attempt, "" if pending is None else pending.operation
+
+
+# The operations, by how they begin.
+_OPERATIONS = {
+    "delete devices": "remove devices from your account",
+    "replace cross-signing keys": "replace your cross-signing keys, by which others know that it is you",
+    "change password": "change your password",
+    "deactivate account": "delete your account for ever",
+    "get a login token": "log in on another device",
+    "add an address": "add an email address to your account",
+}
+
+
+def _operation(operation: str) -> str:
+    return next((text for begin, text in _OPERATIONS.items() if operation.startswith(begin)), "change your account")
+
+
+def _show(hs: Resources, attempt: Attempt, operation: str = "", *, username: str = "", error: str = "") -> Response:
     if attempt.step == AttemptStep.NAMING and attempt.person is not None:
         field = TextField(
             "username", "Username", username or attempt.person.username,
             f"Others will see you as @username:{hs.server_name}. It can never be changed.",
         )  # fmt: skip
+        terms, body = hs.config.registration, ""
+        if terms.terms_url:
+            link = f'<a href="{escape(terms.terms_url)}">{escape(terms.terms_name)}</a>'
+            body = f"<p>By creating an account you agree to: {link}</p>\n"
         return make_page(
             f"Welcome to {hs.server_name}", "Choose your username.", "Create account",
-            PageExtras(fields=[field], error=error), status=400 if error else 200,
+            PageExtras(fields=[field], error=error, body=body), status=400 if error else 200,
         )  # fmt: skip
+    if attempt.step == AttemptStep.CONFIRMING and attempt.goal == Goal.STAGE:
+        text = (
+            f"An app that is logged in as {attempt.user_id} asks to {_operation(operation)}.",
+            "If you did not expect this, close this page: somebody may have got access to your account.",
+        )
+        return make_page("Do you want this?", text, "Yes, go on")
     if attempt.step == AttemptStep.CONFIRMING and attempt.user_id is not None:
         place = shown(attempt.target)
         text = (
@@ -182,7 +242,7 @@ async def submit_sso_step(hs: Resources, query: ContinueQuery, body: StepForm, r
         return _no_attempt()
     try:
         if attempt.step == AttemptStep.NAMING and attempt.person is not None:
-            return await hs.database.write(_name, provider, attempt, attempt.person, body.username.strip())
+            return await hs.database.write(_name, provider, attempt, attempt.person, body.username.strip(), request)
         if attempt.step == AttemptStep.CONFIRMING and attempt.user_id is not None:
             return await hs.database.write(_confirm, attempt, attempt.user_id)
     except MatrixError as error:
@@ -192,15 +252,23 @@ async def submit_sso_step(hs: Resources, query: ContinueQuery, body: StepForm, r
     return _no_attempt()
 
 
-def _name(tx: Transaction, provider: SsoProvider, attempt: Attempt, person: Person, username: str) -> Response:
+def _name(
+    tx: Transaction, provider: SsoProvider, attempt: Attempt, person: Person, username: str, request: Request
+) -> Response:
     """Creates the account, unless another tab has done so meanwhile."""
     user_id = find_by_external_id(tx, provider.id, person.subject)
     if user_id is None:
         user_id = create_person(tx, provider, person, username.removeprefix("@"))
     check_may_log_in(tx, user_id)
-    return _go_on(tx, provider, attempt, user_id)
+    return _go_on(tx, provider, attempt, user_id, request)
 
 
 def _confirm(tx: Transaction, attempt: Attempt, user_id: UserID) -> Response:
     check_may_log_in(tx, user_id)
+    if attempt.goal == Goal.STAGE:
+        _end(tx, attempt)
+        if not note_stage_completed(tx, attempt.target, SSO_STAGE, True):
+            raise forbidden("This request is too old, or was carried out already. Go back to your app.")
+        base_url = tx.server.config.base_url
+        return done_page(write_cookie(cookie_name(COOKIE, base_url), "", base_url, max_age_s=0))
     return _finish(tx, attempt, user_id)

@@ -49,6 +49,11 @@ def check_is_open(config: Config) -> None:
     if not config.registration.enabled:
         said = "Accounts on this server are created by the people who run it. Ask them for one."
         raise MatrixError(403, "M_FORBIDDEN", said)
+    if config.registration.recaptcha_public_key or config.registration.terms_url:
+        said = (
+            "This server asks new people for more than this page can. Create your account in an app, such as Element."
+        )
+        raise MatrixError(403, "M_FORBIDDEN", said)
 
 
 def _page(hs: Resources, visit: Visit, return_to: str, problems: tuple[Problem, ...] = (), status: int = 200) -> Page:

@@ -118,7 +118,7 @@ async def test_a_lost_recipe_is_found_a_year_later(federation: Federation) -> No
         "The chanterelles grow behind the old mill"
     ]
 
-    # Bob corrects himself, and takes back what he should not have told. Both is so at once, on both servers.
+    # Bob corrects himself, and deletes what he should not have told. Both take effect at once, on both servers.
     await edit(bob, recipes, wrong, "Always boil the morels, for five minutes")
     await bob.ok("PUT", f"rooms/{recipes}/redact/{secret}/r1", json={})
     await trio.sleep(10)

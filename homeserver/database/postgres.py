@@ -167,6 +167,14 @@ class PostgresSession:
             raise error if error.sqlstate else psycopg.OperationalError(str(error))
         return result
 
+    def key_columns(self, table: str) -> list[str]:
+        sql = (
+            "SELECT a.attname FROM pg_index i JOIN pg_attribute a"
+            " ON a.attrelid = i.indrelid AND a.attnum = ANY(i.indkey)"
+            " WHERE i.indrelid = to_regclass(?) AND i.indisprimary ORDER BY array_position(i.indkey::int2[], a.attnum)"
+        )
+        return [row[0] for row in self.execute(sql, (table,)).fetchall()]
+
     def begin_read(self) -> None:
         self._savepoint = "none"
         self._control(b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")

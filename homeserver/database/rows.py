@@ -14,20 +14,27 @@ from homeserver.database.transaction import Transaction
 _NAME = re.compile(r"[a-z][a-z0-9_]*", re.ASCII)
 
 
-def list_rows_of(
-    tx: Transaction, table: str, column: str, owners: Sequence[object], skipped: int, limit: int
-) -> list[dict[str, Any]]:
-    """Returns at most `limit` rows in which a column has one of the values, by column name, after the first `skipped`.
+Json = dict[str, Any]
 
-    owners: at most a few hundred values.
+
+def list_rows_of(
+    tx: Transaction, table: str, column: str, owners: Sequence[object], after: Json | None, limit: int
+) -> list[Json]:
+    """Returns the first `limit` rows in which a column has one of the values, by column name, by their key.
+
+    owners: at most a few hundred values. after: the last row of the page before, None for the first page.
     """
     if not owners:
         return []
-    condition = f"{_checked(column)} IN ({', '.join('?' * len(owners))})"
-    columns = tx.columns(f"SELECT * FROM {_checked(table)} WHERE {condition} LIMIT 0", *owners)
-    order = ", ".join(columns)
-    sql = f"SELECT {order} FROM {table} WHERE {condition} ORDER BY {order} LIMIT ? OFFSET ?"
-    return [dict(zip(columns, row, strict=True)) for row in tx.all(sql, *owners, limit, skipped)]
+    condition, params = f"{_checked(column)} IN ({', '.join('?' * len(owners))})", [*owners]
+    key = [_checked(name) for name in tx.key_columns(_checked(table))]
+    order = ", ".join(key)
+    if after is not None:
+        condition += f" AND ({order}) > ({', '.join('?' * len(key))})"
+        params += [after[name] for name in key]
+    columns = tx.columns(f"SELECT * FROM {table} WHERE {column} = ? LIMIT 0", owners[0])
+    sql = f"SELECT {', '.join(columns)} FROM {table} WHERE {condition} ORDER BY {order} LIMIT ?"
+    return [dict(zip(columns, row, strict=True)) for row in tx.all(sql, *params, limit)]
 
 
 def has_rows_of(tx: Transaction, table: str, column: str, owner: object) -> bool:

@@ -42,6 +42,10 @@ class Session(Protocol):
         """Returns the rows of `sql`, whose single marker `IN (?*)` stands for `values`, at most IN_VALUES_MAX."""
         ...
 
+    def key_columns(self, table: str) -> list[str]:
+        """Returns the columns of a table's primary key, in its order."""
+        ...
+
     def begin_read(self) -> None:
         """Opens a snapshot: every statement until `end_read` sees the database at the same moment."""
         ...

@@ -102,6 +102,10 @@ class SqliteSession:
         padding = (values[-1],) * (size - len(values))
         return self._connection.execute(text, (*other[:count], *values, *padding, *other[count:])).fetchall()
 
+    def key_columns(self, table: str) -> list[str]:
+        sql = "SELECT name FROM pragma_table_info(?) WHERE pk > 0 ORDER BY pk"
+        return [row[0] for row in self._connection.execute(sql, (table,))]
+
     def begin_read(self) -> None:
         self._connection.execute("BEGIN")
         self._changes_before = self._connection.total_changes

@@ -95,6 +95,10 @@ class Transaction:
         """Returns the names of the columns of a query."""
         return [str(each[0]) for each in self._execute(sql, params).description or ()]
 
+    def key_columns(self, table: str) -> list[str]:
+        """Returns the columns of a table's primary key, in its order."""
+        return self._session.key_columns(table)
+
     def run(self, sql: str, *params: object) -> int:
         """Runs a statement and returns how many rows were inserted, updated or deleted."""
         assert self.is_write, "this is a read"

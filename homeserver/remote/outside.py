@@ -176,8 +176,13 @@ def _find_outside(tx: Transaction, room_id: RoomID, user_id: str) -> JsonObject 
         tx.find(room_id),
         tx.find(user_id),
     )
-    pdu = None if row is None else open_sealed(tx, row[0], _place(user_id), bytes(row[1]))
+    pdu = None if row is None else open_pdu(tx, row[0], user_id, bytes(row[1]))
     return None if pdu is None else orjson.loads(pdu)
+
+
+def open_pdu(tx: Transaction, room_nid: int, user_id: str, sealed: bytes) -> bytes | None:
+    """Returns the PDU of a row as JSON; None if the room's key is forgotten. Raises DatabaseDamaged."""
+    return open_sealed(tx, room_nid, _place(user_id), sealed)
 
 
 def _seal(tx: Transaction, room_nid: int, user_id: str, pdu: JsonObject) -> bytes:

@@ -136,11 +136,16 @@ def list_due(tx: Transaction) -> tuple[list[Leave], float, int]:
 
 def _read(tx: Transaction, row: Sequence[Any]) -> Leave:
     room_nid, user_nid, sealed, servers, since_ms, failures, joins = row[:7]
-    content = open_sealed(tx, room_nid, _place(user_nid), bytes(sealed)) or b"{}"  # it may have a reason
+    content = open_content(tx, room_nid, user_nid, bytes(sealed)) or b"{}"
     return Leave(
         RoomID(tx.name(room_nid)), UserID(tx.name(user_nid)), orjson.loads(content), orjson.loads(servers), since_ms,
         failures, orjson.loads(joins) if joins is not None else (),
     )  # fmt: skip
+
+
+def open_content(tx: Transaction, room_nid: int, user_nid: int, sealed: bytes) -> bytes | None:
+    """Returns the content of a row as JSON, which may have a reason; None if the room's key is forgotten."""
+    return open_sealed(tx, room_nid, _place(user_nid), sealed)
 
 
 def is_stored(tx: Transaction, leave: Leave) -> bool:

@@ -269,11 +269,16 @@ def find_sender(tx: Transaction, user_id: UserID) -> Requester | None:
     )
 
 
+def open_content(tx: Transaction, room_nid: int, position: int, sealed: bytes) -> bytes | None:
+    """Returns the compressed content of a row; None if the room's key is forgotten."""
+    return open_sealed(tx, room_nid, _where(position), sealed)
+
+
 def _read(tx: Transaction, row: Row) -> DelayedEvent | None:
     """Returns the delayed event; None if the room's key was forgotten, so that nobody knows any more what to send."""
     position, delay_id, user_nid, room_nid, type_nid, state_key_nid, content, sent_as_ms, *times = row
     delay_ms, scheduled_ms, due_ms, finalised_ms, event_id, error = times
-    opened = open_sealed(tx, room_nid, _where(position), bytes(content))
+    opened = open_content(tx, room_nid, position, bytes(content))
     if opened is None:
         return None
     names = tx.names({user_nid, room_nid, type_nid, *(() if state_key_nid is None else (state_key_nid,))})

@@ -4,7 +4,7 @@ Each event has the answer as `data`, and its token as `id`. Browsers reconnect b
 `Last-Event-ID`, from where the stream goes on: nothing is missing, and nothing comes twice. That is also what says that
 the client has everything up to there, as the `since` of a sync does. If there is no news for a while, a comment keeps
 proxies from closing the connection. The stream ends after some minutes and when the server stops, and after an event
-`error` when the token ends. Spec: https://html.spec.whatwg.org/multipage/server-sent-events.html
+`error` when the token ends, or if the user has too many streams. Spec: https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
 from __future__ import annotations
@@ -53,8 +53,7 @@ def event_stream_routes(engine: Engine, make_request: MakeRequest) -> Routes:
     ) -> Response:
         user_id = requester.user_id
         if streams[user_id] >= limits.websocket.EVENT_STREAMS_PER_USER_MAX:
-            said = "You have too many event streams open."
-            raise MatrixError(429, "M_LIMIT_EXCEEDED", said, retry_after_ms=_RETRY_AFTER_MS)
+            raise _too_many()
         last = request.find_header(b"last-event-id")
         if last:
             query = msgspec.structs.replace(query, since=last)
@@ -62,6 +61,9 @@ def event_stream_routes(engine: Engine, make_request: MakeRequest) -> Routes:
         wait_ended = request.wait_ended
 
         async def events() -> AsyncIterator[bytes]:
+            if streams[user_id] >= limits.websocket.EVENT_STREAMS_PER_USER_MAX:  # others have begun meanwhile
+                yield _error(_too_many())
+                return
             streams[user_id] += 1
             try:
                 async for event in _events(hs, engine, sync, wait_ended):
@@ -97,4 +99,14 @@ async def _events(
             answer = await engine.read_again(hs, sync)
     except MatrixError as error:
         if error.status == 401:
-            yield b"event: error\ndata: %b\n\n" % to_json(error.body())
+            yield _error(error)
+
+
+def _too_many() -> MatrixError:
+    said = "You have too many event streams open."
+    return MatrixError(429, "M_LIMIT_EXCEEDED", said, retry_after_ms=_RETRY_AFTER_MS)
+
+
+def _error(error: MatrixError) -> bytes:
+    """Returns the event that tells why a stream ends."""
+    return b"event: error\ndata: %b\n\n" % to_json(error.body())

@@ -35,7 +35,7 @@ def _values(value: Any) -> Iterator[Any]:
         yield from _values(each)
 
 
-async def test_what_is_sealed_at_rest_is_readable_in_an_export(federation: Federation, tmp_path: Path) -> None:
+async def test_values_that_are_sealed_at_rest_are_readable_in_an_export(federation: Federation, tmp_path: Path) -> None:
     a, _, alice, bob = await federation.start_two()
     bird = await create_room(bob, name="Birds of the moor")
     local = await create_room(await a.register("carol"), name="The wood")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -120,3 +120,38 @@ async def test_a_wrong_token_of_the_stream_is_refused_before_it_begins(homeserve
     alice = await homeserver.register("alice")
     assert (await alice.get(f"{PATH}?since=nonsense")).json()["errcode"] == "M_INVALID_PARAM"
     assert (await Client(homeserver).get(PATH)).status_code == 401
+
+
+async def test_streams_that_begin_at_once_are_limited_as_well(homeserver: Server) -> None:
+    """A stream begins when its client takes the head of the answer; until then it holds nothing but its place."""
+    alice = await homeserver.register("alice")
+    most = limits.websocket.EVENT_STREAMS_PER_USER_MAX
+    taken, refused, begun = trio.Event(), 0, 0
+
+    async def listen() -> None:
+        async def send(message: MutableMapping[str, Any]) -> None:
+            nonlocal refused, begun
+            if message["type"] == "http.response.start":
+                await taken.wait()
+            refused += b"M_LIMIT_EXCEEDED" in message.get("body", b"")
+            begun += b"next_batch" in message.get("body", b"")
+
+        headers = [(b"authorization", f"Bearer {alice.token}".encode())]
+        scope = {
+            "type": "http", "http_version": "1.1", "method": "GET", "scheme": "https", "path": PATH, "headers": headers,
+            "raw_path": PATH.encode(), "query_string": b"", "client": ("192.0.2.66", 666),
+            "server": ("test.example", 443), "extensions": {},
+        }  # fmt: skip
+        await homeserver.app(scope, trio.sleep_forever, send)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(most + 10):
+            nursery.start_soon(listen)
+        await trio.sleep(1)
+        taken.set()
+        await trio.sleep(1)
+        assert (begun, refused) == (most, 10)
+        nursery.cancel_scope.cancel()
+    await trio.sleep(1)
+    async with listening(homeserver, alice) as events:  # those that ended make room
+        assert await events.next() is not None

@@ -24,8 +24,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
-import orjson
+import msgspec
 
 from homeserver.database import DatabaseDamaged, Transaction
 from homeserver.errors import not_found
@@ -37,11 +38,11 @@ from homeserver.process.sealing import beginning_of, is_sealed
 from homeserver.rooms.archive.blocks import delete_block, insert_garbage, list_blocks_between, load_block
 from homeserver.rooms.events import to_events
 from homeserver.rooms.keys import find_number, forget_old_keys, set_out_of_use
-from homeserver.rooms.membership import replace_stripped
+from homeserver.rooms.membership import read_stripped, replace_stripped
 from homeserver.rooms.relations import forget_relations
 from homeserver.rooms.rewrites import note_rewrite
-from homeserver.rooms.sealed_rows import open_stripped, pack_reduced
-from homeserver.rooms.storage import StoredEvent, list_stored, replace_content
+from homeserver.rooms.sealed_rows import NOTHING, open_stripped, pack_reduced
+from homeserver.rooms.storage import list_stored, replace_content
 from homeserver.rooms.timeline import END
 from homeserver.rooms.versions import get_room_version
 
@@ -120,7 +121,8 @@ def forget_events(tx: Transaction, room_nid: int) -> tuple[int, int]:
     passed: list[int] = []
     for position, type_nid, state_key_nid, beginning in rows:
         passed.append(position)
-        is_lost = is_sealed(bytes(beginning)) and bytes(beginning) != stays
+        start = bytes(beginning) if isinstance(beginning, bytes | memoryview) else b""  # anything else is damage
+        is_lost = is_sealed(start) and start != stays
         if state_key_nid is not None or type_nid in kept_types or not is_lost:
             positions.append(position)
             if len(positions) == EVENTS_PER_WRITE:
@@ -134,11 +136,19 @@ def forget_events(tx: Transaction, room_nid: int) -> tuple[int, int]:
 
 
 def _redact(tx: Transaction, positions: Sequence[int]) -> None:
-    stored = list_stored(tx, positions)
+    """Redacts events, also damaged ones: nobody can read these, and the key must not be kept for them."""
+    if not positions:
+        return
     try:
+        stored = list_stored(tx, positions)
         events = to_events(tx, list(stored.values()))
-    except DatabaseDamaged:  # they refer to events of a lost block, so that nobody can get them whole any more
-        _replace_lost(tx, list(stored.values()))
+    except DatabaseDamaged as error:
+        if len(positions) == 1:
+            _replace_damaged(tx, positions[0], error)
+            return
+        half = len(positions) // 2
+        _redact(tx, positions[:half])
+        _redact(tx, positions[half:])
         return
     for position, event in zip(stored, events, strict=True):
         kept = event  # sealed again, with the new key
@@ -147,16 +157,21 @@ def _redact(tx: Transaction, positions: Sequence[int]) -> None:
         replace_content(tx, position, kept, stored[position].redacted_by)
 
 
-def _replace_lost(tx: Transaction, events: Sequence[StoredEvent]) -> None:
-    """Does the same as `_redact` to events whose references are lost."""
-    for event in events:
+def _replace_damaged(tx: Transaction, position: int, damage: DatabaseDamaged) -> None:
+    """Does the same to an event that nobody can get whole: it refers to events of a lost block, or it is damaged."""
+    try:
+        event = list_stored(tx, [position])[position]
         content = event.content
         if event.type not in _KEPT_WHOLE:
             pdu = {"type": event.type, "content": content}
             content = redact(pdu, get_room_version(tx, event.room_id))["content"]
         room_nid = tx.intern(event.room_id)
-        row = pack_reduced(tx, room_nid, event.position, event.event_id, event.envelope, content)
-        tx.run("UPDATE events SET envelope = ?, content = ? WHERE position = ?", *row, event.position)
+        row = pack_reduced(tx, room_nid, position, event.event_id, event.envelope, content)
+    except (DatabaseDamaged, msgspec.DecodeError):
+        _log.error("a damaged event is forgotten", extra={"position": position, "damage": str(damage)})
+        tx.run("UPDATE events SET content = ? WHERE position = ?", NOTHING, position)
+        return
+    tx.run("UPDATE events SET envelope = ?, content = ? WHERE position = ?", *row, position)
 
 
 def note_forgotten(tx: Transaction, room_nid: int) -> None:
@@ -177,10 +192,19 @@ def _forget_stripped(tx: Transaction, room_nid: int, version: RoomVersion) -> No
     names = tx.names([user_nid for user_nid, _ in rows])
     for user_nid, stripped in rows:
         kept = []
-        for event in orjson.loads(open_stripped(tx, room_nid, user_nid, bytes(stripped))):
+        for event in _read_stripped(tx, room_nid, user_nid, stripped):
             event.pop("unsigned", None)
             kept.append({**event, "content": redact(event, version)["content"]})
         replace_stripped(tx, room_nid, UserID(names[user_nid]), kept)
+
+
+def _read_stripped(tx: Transaction, room_nid: int, user_nid: int, stripped: Any) -> list[dict[str, Any]]:
+    """Returns what an outsider was shown; nothing if it is damaged."""
+    try:
+        return read_stripped(open_stripped(tx, room_nid, user_nid, bytes(stripped)))
+    except DatabaseDamaged as error:
+        _log.error("a damaged invitation is forgotten", extra={"room_id": tx.name(room_nid), "damage": str(error)})
+        return []
 
 
 def list_unfinished(tx: Transaction) -> list[int]:

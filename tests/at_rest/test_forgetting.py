@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from homeserver.features.search.feeding import merge, remove_deleted
 from homeserver.federation.identifiers import RoomID
 from homeserver.federation.redaction import redact
 from homeserver.rooms.events import find_event
-from homeserver.rooms.forgetting import forget_events, list_forgotten, note_forgetting
+from homeserver.rooms.forgetting import forget_events, list_forgotten, list_unfinished, note_forgetting
 from homeserver.rooms.storage import find_stored_by_id
 from homeserver.testing import one_server, two_servers
 from tests.support.archive import archive_all
 from tests.support.consistency import check_consistency
+from tests.support.engine import ENGINE
 
 SECRETS = ("marzipan", "gingerbread", "nougat", "praline", "truffle", "caramel", "fudge")
 """Words of the room: a message, its name, its topic, a member's name, a reason, an edit, a reaction's key."""
@@ -269,3 +271,62 @@ async def test_an_unknown_room_is_not_forgotten() -> None:
     async with one_server() as hs:
         with pytest.raises(MatrixError, match="knows no room"):
             await at_rest.forget_room(hs.resources, RoomID("!nothing:a.example"), lambda done, of: None)
+
+
+# --- damaged rows ---
+
+DAMAGES: dict[str, Callable[[Any], Any]] = {
+    "a seal that is broken": lambda value: bytes(value)[:-1] + bytes([bytes(value)[-1] ^ 1]),
+    "half a value": lambda value: bytes(value)[: len(bytes(value)) // 2],
+    "nothing": lambda value: b"",
+    "bytes of something else": lambda value: b"\x00marzipan",
+}
+if ENGINE == "sqlite":  # PostgreSQL has no texts in columns of bytes
+    DAMAGES["a text"] = lambda value: "marzipan"
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("column", ["content", "envelope"])
+@pytest.mark.parametrize("sealed", [True, False])
+async def test_damaged_events_do_not_keep_a_room_from_being_forgotten(
+    tmp_path: Path, column: str, damage: str, sealed: bool
+) -> None:
+    """Neither of messages nor of state. What can be read is redacted, and nothing of the rest is left."""
+    options: Any = {} if sealed else {"at_rest": OFF}
+    async with one_server("a.example", folder=tmp_path, **options) as hs:
+        alice, bob = await register(hs)
+        room_id, event_id = await fill(alice, bob)
+        await hs.resources.database.write(_damage_events, room_id, column, DAMAGES[damage])
+        hs.resources.database.drop_caches()
+        await forget(hs, room_id)
+        assert await hs.resources.database.read(list_unfinished) == []
+        assert (await alice.call("get_joined_rooms"))["joined_rooms"] == [room_id]
+        messages = (await alice.call("get_room_events", room_id, query={"dir": "b", "limit": "50"}))["chunk"]
+        assert all(each["content"] == {} for each in messages if each["type"] in ("m.room.message", "m.reaction"))
+        await alice.send(room_id, "A new beginning")
+    assert {secret for _, secret in found_in(tmp_path)} == set()
+
+
+def _damage_events(tx: Transaction, room_id: str, column: str, damage: Callable[[Any], Any]) -> None:
+    """Damages a message, a reaction, and the room's name and topic."""
+    for name in ("m.room.message", "m.reaction", "m.room.name", "m.room.topic"):
+        row = tx.one(
+            f"SELECT position, {column} FROM events WHERE room_nid = ? AND type_nid = ? ORDER BY position LIMIT 1",
+            tx.find(room_id), tx.find(name),
+        )  # fmt: skip
+        assert row is not None
+        tx.run(f"UPDATE events SET {column} = ? WHERE position = ?", damage(row[1]), row[0])
+
+
+async def test_a_damaged_invitation_does_not_keep_a_room_from_being_forgotten(tmp_path: Path) -> None:
+    async with one_server("a.example", folder=tmp_path) as hs:
+        alice, bob = await register(hs)
+        room_id, _ = await fill(alice, bob)
+
+        def damage(tx: Transaction) -> None:
+            tx.run("UPDATE memberships SET stripped = ? WHERE stripped IS NOT NULL", b"\x00gingerbread")
+
+        await hs.resources.database.write(damage)
+        await forget(hs, room_id)
+        assert await hs.resources.database.read(list_unfinished) == []
+    assert {secret for _, secret in found_in(tmp_path)} == set()

@@ -52,7 +52,7 @@ async def test_a_socket_that_resumes_from_before_a_restore_misses_nothing(tmp_pa
 
 @pytest.mark.usefixtures("homeservers")
 async def test_an_ack_from_before_a_restore_acknowledges_nothing(tmp_path: Path) -> None:
-    """What came after the restore must not be deleted, or told as delivered, because of a token of the lost history."""
+    """A token of the lost history deletes nothing that came after the restore, and tells nothing as delivered."""
     async with started(tmp_path) as server:
         alice, bob = await server.register("alice"), await server.register("bob")
     back_up(tmp_path)

@@ -30,6 +30,7 @@ from homeserver.remote.leaves import leave_room as leave_remote_room
 from homeserver.remote.third_party_invites import claim_invite, invite_by_address, read_claim
 from homeserver.resources import Resources
 from homeserver.rooms.append import append_local
+from homeserver.rooms.blocking import check_not_blocked
 from homeserver.rooms.guests import check_guests_may_join
 from homeserver.rooms.heads import find_head, get_head
 from homeserver.rooms.membership import (
@@ -108,6 +109,7 @@ async def knock_room(
     hs: Resources, requester: Requester, room_id_or_alias: str, query: ViaQuery, body: ReasonBody | None
 ) -> JsonObject:
     room_id, via = await resolve_room(hs, room_id_or_alias, query.servers(), requester.appservice)
+    await hs.database.read(check_not_blocked, room_id)
     content = _content("knock", body.reason if body else None)
     content |= await hs.database.read(get_member_profile, requester.user_id)
     if await hs.database.read(is_server_joined, room_id, hs.server_name):
@@ -171,6 +173,7 @@ async def forget_room(hs: Resources, requester: Requester, room_id: RoomID) -> E
 async def _join(hs: Resources, requester: Requester, room_id: RoomID, via: list[ServerName], body: JoinBody) -> RoomID:
     user_id = requester.user_id
     content = _content("join", body.reason)
+    await hs.database.read(check_not_blocked, room_id)
     if body.third_party_signed is not None:
         await _claim(hs, user_id, room_id, body.third_party_signed)
     refusal = await hs.database.write(_join_local, requester, room_id, content)
@@ -199,6 +202,7 @@ def _join_local(tx: Transaction, requester: Requester, room_id: RoomID, content:
     user_id = requester.user_id
     if find_membership(tx, room_id, user_id) == "join":
         return None
+    check_not_blocked(tx, room_id)
     if requester.is_guest:
         check_guests_may_join(tx, room_id)
     if not is_server_joined(tx, room_id, tx.server.name):

@@ -47,6 +47,7 @@ from homeserver.remote.policy_servers import recommend
 from homeserver.remote.requests import Answer, Unreachable, put_event
 from homeserver.resources import Resources
 from homeserver.rooms.append import append_local, build_unplaced
+from homeserver.rooms.blocking import check_not_blocked
 from homeserver.rooms.graph import Missing
 from homeserver.rooms.heads import find_head, get_head, state_content
 from homeserver.rooms.membership import check_joined, find_membership
@@ -93,6 +94,7 @@ def _check_may_invite(tx: Transaction, draft: Draft) -> None:
     """Raises MatrixError 403 with a better reason than the authorisation rules would give."""
     room_id, target = draft.room_id or "", draft.state_key or ""
     check_joined(tx, room_id, draft.sender)
+    check_not_blocked(tx, room_id)
     membership = find_membership(tx, room_id, target)
     if membership == "join":
         raise forbidden(f"{target} is already in the room.")
@@ -287,6 +289,7 @@ async def _receive_invite(
 def _check_invite(tx: Transaction, own: ServerName, event: Event, invited: UserID, origin: ServerName) -> None:
     if not is_active(tx, invited):
         raise not_found("There is no such user.")
+    check_not_blocked(tx, event.room_id)
     head = find_head(tx, event.room_id)
     if head is None or is_outside(tx, own, event.room_id):
         return

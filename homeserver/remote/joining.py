@@ -57,6 +57,7 @@ from homeserver.remote.receiving import note_relay
 from homeserver.remote.requests import Answer, Unreachable, ask, path_to, put_event, send_signed
 from homeserver.resources import Resources
 from homeserver.rooms.append import append_local
+from homeserver.rooms.blocking import check_not_blocked
 from homeserver.rooms.graph import Missing
 from homeserver.rooms.membership import find_membership
 from homeserver.rooms.receive import Received, adopt_room
@@ -399,6 +400,7 @@ def _check_create(create: Event | None, version: RoomVersion) -> None:
 
 
 def _adopt(tx: Transaction, join: Event, create_id: EventID | None, state_ids: Sequence[EventID]) -> Received | Missing:
+    check_not_blocked(tx, join.room_id)  # an administrator may have blocked the room since the handshake began
     stored = find_positions(tx, state_ids)
     outcome = adopt_room(tx, join, create_id, [event_id for event_id in state_ids if event_id in stored])
     if isinstance(outcome, Received):

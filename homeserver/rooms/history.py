@@ -69,6 +69,18 @@ class Everyone:
         return list(shown)
 
 
+@dataclass(frozen=True, slots=True)
+class Administrator:
+    """Reads a room for an administrator of the server, who sees everything."""
+
+    room_id: RoomID
+    filter: RoomEventFilter
+
+    def list_shown(self, tx: Transaction, events: Sequence[TimelineEvent]) -> list[TimelineEvent]:
+        """Returns the events that the filter accepts, without redactions that have no effect."""
+        return list_wanted(self.filter, list(without_withheld(tx, events)))
+
+
 class Page(NamedTuple):
     """Events in the order of reading. `start`: the point before the first event read; `end`: where to continue.
 
@@ -83,7 +95,13 @@ class Page(NamedTuple):
 
 
 def read_page(
-    tx: Transaction, reader: Reader | Everyone, point: int, to: int, limit: int, *, forwards: bool = False
+    tx: Transaction,
+    reader: Reader | Everyone | Administrator,
+    point: int,
+    to: int,
+    limit: int,
+    *,
+    forwards: bool = False,
 ) -> Page:
     """Reads at most `limit` events between two points of the timeline: `to` < `point`, or vice versa if `forwards`."""
     filter_, room_id = reader.filter, reader.room_id

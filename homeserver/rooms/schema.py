@@ -299,5 +299,31 @@ SCHEMA = Schema(
             UPDATE sealing_backlog SET plain_since = 0;
             """,
         ),
+        Step(
+            "019_administration",
+            """
+            -- Rooms that nobody of this server may join, see blocking.py. is_lasting: 0 while a room is being deleted.
+            CREATE TABLE blocked_rooms (
+                room_nid INTEGER PRIMARY KEY,
+                user_nid INTEGER NOT NULL,
+                is_lasting INTEGER NOT NULL
+            );
+            -- What administrators have asked for and takes long, see tasks.py. resource: the room or user. parameters,
+            -- result: JSON. position: of the last change, by which the oldest ones are forgotten.
+            CREATE TABLE tasks (
+                task_id TEXT PRIMARY KEY,
+                action TEXT NOT NULL,
+                resource_nid INTEGER NOT NULL,
+                status TEXT NOT NULL,
+                parameters BLOB NOT NULL,
+                result BLOB NOT NULL,
+                error TEXT,
+                changed_ms INTEGER NOT NULL,
+                position INTEGER NOT NULL
+            );
+            CREATE INDEX tasks_by_status ON tasks (status, position);
+            CREATE INDEX tasks_of_resource ON tasks (resource_nid, position);
+            """,
+        ),
     ),
 )

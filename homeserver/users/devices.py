@@ -183,6 +183,15 @@ def list_devices(tx: Transaction, user_id: UserID) -> list[Device]:
     return [Device(user_id, *row) for row in rows]
 
 
+def count_devices(tx: Transaction, user_ids: Collection[UserID]) -> int:
+    """Returns how many devices these users have, all together."""
+    rows = tx.all_in(
+        "SELECT user_nid, COUNT(*) FROM devices WHERE user_nid IN (?*) GROUP BY user_nid",
+        list(tx.find_all(user_ids).values()),
+    )
+    return sum(int(count) for _, count in rows)
+
+
 def list_device_names(tx: Transaction, user_ids: Collection[UserID]) -> dict[UserID, dict[str, str]]:
     """Returns the names of these users' devices by device ID. Devices and users without a name are left out."""
     by_nid = {nid: UserID(user_id) for user_id, nid in tx.find_all(user_ids).items()}

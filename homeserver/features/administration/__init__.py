@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from homeserver.api.routes import Routes
 from homeserver.feature import Feature
-from homeserver.features.administration import account_changes, accounts, devices, server, tokens
+from homeserver.features.administration import account_changes, accounts, devices, room_history, rooms, server, tokens
 
 routes = Routes()
-for _module in (tokens, accounts, account_changes, devices, server):
+for _module in (tokens, accounts, account_changes, devices, rooms, room_history, server):
     routes.include(_module.routes)
 
 FEATURE = Feature(name="administration", spec="", routes=routes)

@@ -8,8 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import trio
-
 from homeserver.database import Transaction
 from homeserver.feature import Feature
 from homeserver.federation.identifiers import RoomID
@@ -23,7 +21,7 @@ from homeserver.rooms.forgetting import (
     note_forgetting,
     note_forgotten,
 )
-from homeserver.rooms.resealing import is_any_left, note_setting, store_sealed
+from homeserver.rooms.resealing import note_setting, seal_rest
 from homeserver.rooms.timeline import START
 
 _PAUSE_S = 0.05  # between writes of which nobody waits for the end
@@ -35,7 +33,7 @@ async def forget_room(hs: Resources, room_id: RoomID, tell: Callable[[int, int],
     Raises MatrixError 404 if this server knows nothing of the room.
     """
     room_nid = await hs.database.write(note_forgetting, room_id)
-    await _seal_old(hs, 0)  # only then it is known which files other rooms refer to
+    await seal_rest(hs.database, 0)  # only then it is known which files other rooms refer to
     await _go_on(hs, room_nid, tell)
 
 
@@ -67,17 +65,7 @@ async def finish_interrupted(hs: Resources) -> None:
 async def seal_old(hs: Resources) -> None:
     """Seals what was stored before there were keys, or while sealing was off."""
     await hs.database.write(note_setting)
-    await _seal_old(hs, _PAUSE_S)
-
-
-async def _seal_old(hs: Resources, pause_s: float) -> None:
-    if not await hs.database.read(is_any_left):
-        return
-    position, upto = await hs.database.write(store_sealed)
-    while position < upto:
-        await trio.sleep(pause_s)
-        position, upto = await hs.database.write(store_sealed)
-    await hs.database.scrub()
+    await seal_rest(hs.database, _PAUSE_S)
 
 
 async def drop_caches(hs: Resources) -> None:

@@ -150,6 +150,11 @@ def forget_old_keys(tx: Transaction, room_nid: int) -> None:
     tx.drop_caches()
 
 
+def delete_keys(tx: Transaction, room_nid: int) -> None:
+    """Deletes all keys of a room of which nothing is left."""
+    tx.run("DELETE FROM sealing_keys WHERE room_nid = ?", room_nid)
+
+
 def forget_key(tx: Transaction, number: int) -> None:
     """Deletes the key of a file. What it has sealed cannot be read again."""
     tx.run("UPDATE sealing_keys SET wrapped = NULL, is_current = 0 WHERE number = ?", number)

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from homeserver.database import Transaction
+import trio
+
+from homeserver.database import Database, Transaction
 from homeserver.database.compression import decompress
 from homeserver.limits import EVENT_CONTENT_BYTES_MAX
 from homeserver.process.sealing import is_sealed
@@ -87,6 +89,17 @@ def store_sealed(tx: Transaction) -> tuple[int, int]:
         _store_stripped(tx)
     tx.run("UPDATE sealing_backlog SET position = ? WHERE id = 1", position)
     return position, upto
+
+
+async def seal_rest(database: Database, pause_s: float) -> None:
+    """Seals everything that is left. pause_s: between two writes."""
+    if not await database.read(is_any_left):
+        return
+    position, upto = await database.write(store_sealed)
+    while position < upto:
+        await trio.sleep(pause_s)
+        position, upto = await database.write(store_sealed)
+    await database.scrub()
 
 
 def _store_one(tx: Transaction, position: int, room_nid: int, key: bytes, packed: bytes, content: bytes) -> None:

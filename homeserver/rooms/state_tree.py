@@ -187,6 +187,20 @@ def items(tx: Transaction, root: Root) -> dict[Key, int]:
     return found
 
 
+def delete_tree(tx: Transaction, root: Root) -> None:
+    """Deletes the nodes of a state whose room is deleted. Nodes that are gone already had nothing below them left."""
+    waiting = [root]
+    while waiting:
+        node_id = waiting.pop()
+        row = tx.one("SELECT content FROM state_nodes WHERE node_id = ?", node_id)
+        if row is None:
+            continue
+        node = _parse(bytes(row[0]))
+        if isinstance(node, tuple):
+            waiting.extend(child for child in node if child)
+        tx.run("DELETE FROM state_nodes WHERE node_id = ?", node_id)
+
+
 def changed(tx: Transaction, old: Root, new: Root) -> dict[Key, tuple[int | None, int | None]]:
     """Returns the differences of two states: key → (position in old, position in new)."""
     before: dict[Key, int] = {}

@@ -173,6 +173,21 @@ def list_all(tx: Transaction, user_id: UserID) -> list[tuple[RoomID | None, str,
     ]
 
 
+def delete_of_room(tx: Transaction, room_id: RoomID, limit: int) -> bool:
+    """Deletes some of the data that users keep for a room, tags included. Returns whether there may be more."""
+    rows = tx.all(
+        "SELECT user_nid, type_nid, LENGTH(content) FROM account_data WHERE room_nid = ? LIMIT ?",
+        tx.find(room_id), limit,
+    )  # fmt: skip
+    for user_nid, type_nid, size_bytes in rows:
+        tx.run(
+            "DELETE FROM account_data WHERE user_nid = ? AND room_nid = ? AND type_nid = ?",
+            user_nid, tx.find(room_id), type_nid,
+        )  # fmt: skip
+        _store_totals(tx, user_nid, -1, -size_bytes)
+    return len(rows) == limit
+
+
 def forget_account_data(tx: Transaction, user_id: UserID, erase: bool) -> bool:
     """Deletes the data that the user stored for their own devices, tags included. No device is left to read it."""
     tx.run("DELETE FROM account_data WHERE user_nid = ?", tx.find(user_id))

@@ -93,6 +93,7 @@ HARMLESS = {
     "friends.since_ms": SHOWN,
     "friend_tasks.since_ms": "A request to a server that is away is given up after months, or some later.",
     "reports.received_ms": SHOWN,
+    "tasks.changed_ms": SHOWN,
     "events.origin_server_ts": "Other servers claim what they like: nothing trusts it.",
     "relations.edit_ts": "The same timestamp, by which the specification orders edits.",
     "registration_tokens.created_ms": SHOWN,

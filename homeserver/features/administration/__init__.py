@@ -8,11 +8,27 @@ Reports and media have their part of this API in their own features.
 from __future__ import annotations
 
 from homeserver.api.routes import Routes
-from homeserver.feature import Feature
-from homeserver.features.administration import account_changes, accounts, devices, room_history, rooms, server, tokens
+from homeserver.feature import Feature, Worklist
+from homeserver.features.administration import (
+    account_changes,
+    accounts,
+    devices,
+    room_changes,
+    room_history,
+    rooms,
+    server,
+    tokens,
+)
+from homeserver.features.administration.working import run_task
+from homeserver.rooms.tasks import WAKE_KEY, list_unfinished
 
 routes = Routes()
-for _module in (tokens, accounts, account_changes, devices, rooms, room_history, server):
+for _module in (tokens, accounts, account_changes, devices, rooms, room_history, room_changes, server):
     routes.include(_module.routes)
 
-FEATURE = Feature(name="administration", spec="", routes=routes)
+FEATURE = Feature(
+    name="administration",
+    spec="",
+    routes=routes,
+    worklists=[Worklist("tasks", list_unfinished, run_task, wake_key=WAKE_KEY)],
+)

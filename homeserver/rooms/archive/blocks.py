@@ -347,6 +347,13 @@ def delete_block(tx: Transaction, row: BlockRow, keys: Collection[bytes], positi
     )
 
 
+def delete_lost_block(tx: Transaction, row: BlockRow) -> None:
+    """Deletes what is stored of a block whose blob cannot be read. The digests of its event IDs stay."""
+    tx.run("DELETE FROM archive_blocks WHERE block = ?", row.block)
+    tx.run("DELETE FROM archive_stale WHERE block = ?", row.block)
+    tx.run("DELETE FROM archived_positions WHERE block = ?", row.block)
+
+
 # --- blobs ---
 
 

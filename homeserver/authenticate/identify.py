@@ -88,7 +88,7 @@ async def find_requester(
     request.confirm = partial(_confirm, hs, requester, position)
     if requester.device_id:
         note_seen(hs, requester.user_id, requester.device_id, request, now_ms)
-        if hs.config.presence.enabled:
+        if hs.config.presence.enabled and not requester.is_shadow_banned:
             hs.heartbeats.note(requester.user_id, now_ms)
     return requester
 

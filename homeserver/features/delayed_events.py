@@ -66,6 +66,7 @@ from homeserver.users.delayed_events import (
     note_wrong_times,
 )
 from homeserver.users.sending import send_event
+from homeserver.users.shadow_bans import write_and_undo
 
 PREFIX = "/_matrix/client/unstable/org.matrix.msc4140"
 
@@ -296,7 +297,12 @@ async def _send(hs: Resources, delayed: DelayedEvent) -> None:
     requester = await hs.database.read(_find_sender, delayed)
     limit_requester(hs, requester, "delayed_event_sent")
     if delayed.draft.state_key is None:
-        await hs.database.write(_append, requester, delayed)
+        txn = delayed.stored_txn_id
+        if requester.is_shadow_banned:
+            event_id = await write_and_undo(hs, send_event, requester, delayed.draft, txn, txn)
+            await hs.database.write(note_sent, delayed, event_id)
+        else:
+            await hs.database.write(_append, requester, delayed)
     else:
         then = partial(_note_sent, delayed)
         await put_state(hs, requester, delayed.draft, then, stored_txn_id=delayed.stored_txn_id)

@@ -23,7 +23,7 @@ from homeserver.federation.identifiers import (
 )
 from homeserver.remote.directory import list_servers_to_ask, parse_via, resolve_room
 from homeserver.remote.identity_server import Address, parse_address
-from homeserver.remote.inviting import invite_anyone
+from homeserver.remote.inviting import invite_anyone, invite_here
 from homeserver.remote.joining import join_room as join_remote_room
 from homeserver.remote.joining import knock_room as knock_remote_room
 from homeserver.remote.leaves import leave_room as leave_remote_room
@@ -44,6 +44,7 @@ from homeserver.rooms.membership import (
 from homeserver.rooms.restricted import authorised_via
 from homeserver.users.profile import get_member_profile
 from homeserver.users.room_upgrades import carry_over, find_predecessor
+from homeserver.users.shadow_bans import write_and_undo, write_for
 
 routes = Routes()
 
@@ -113,7 +114,9 @@ async def knock_room(
     content = _content("knock", body.reason if body else None)
     content |= await hs.database.read(get_member_profile, requester.user_id)
     if await hs.database.read(is_server_joined, room_id, hs.server_name):
-        await hs.database.write(_change, room_id, requester.user_id, requester.user_id, content)
+        await write_for(hs, requester, _change, room_id, requester.user_id, requester.user_id, content)
+        return {"room_id": room_id}
+    if requester.is_shadow_banned:
         return {"room_id": room_id}
     return {"room_id": await knock_remote_room(hs, requester.user_id, room_id, via, content)}
 
@@ -122,11 +125,23 @@ async def knock_room(
 async def invite_user(hs: Resources, requester: Requester, room_id: RoomID, body: InviteBody) -> Empty:
     content = _content("invite", body.reason)
     draft = Draft(room_id, requester.user_id, "m.room.member", content)
+    if requester.is_shadow_banned:
+        await _pretend_to_invite(hs, draft, body)
+        return Empty()
     if body.user_id is not msgspec.UNSET:
         await invite_anyone(hs, replace(draft, state_key=body.user_id))
     else:
         await invite_by_address(hs, draft, _address(body))
     return Empty()
+
+
+async def _pretend_to_invite(hs: Resources, draft: Draft, body: InviteBody) -> None:
+    """Checks what can be checked here. Neither the invited user nor another server hears of it."""
+    if body.user_id is msgspec.UNSET:
+        _address(body)
+        await hs.database.read(check_joined, draft.room_id or "", draft.sender)
+    else:
+        await write_and_undo(hs, invite_here, replace(draft, state_key=body.user_id))
 
 
 def _address(body: InviteBody) -> Address:
@@ -147,20 +162,20 @@ async def leave_room(hs: Resources, requester: Requester, room_id: RoomID, body:
 
 @routes.post("/_matrix/client/v3/rooms/{room_id}/kick", rate_limit="message")
 async def kick(hs: Resources, requester: Requester, room_id: RoomID, body: TargetBody) -> Empty:
-    await hs.database.write(_kick, room_id, requester.user_id, body.user_id, _content("leave", body.reason))
+    await write_for(hs, requester, _kick, room_id, requester.user_id, body.user_id, _content("leave", body.reason))
     return Empty()
 
 
 @routes.post("/_matrix/client/v3/rooms/{room_id}/ban", rate_limit="message")
 async def ban(hs: Resources, requester: Requester, room_id: RoomID, body: TargetBody) -> Empty:
     content = _content("ban", body.reason)
-    await hs.database.write(_change_other, room_id, requester.user_id, body.user_id, content)
+    await write_for(hs, requester, _change_other, room_id, requester.user_id, body.user_id, content)
     return Empty()
 
 
 @routes.post("/_matrix/client/v3/rooms/{room_id}/unban", rate_limit="message")
 async def unban(hs: Resources, requester: Requester, room_id: RoomID, body: TargetBody) -> Empty:
-    await hs.database.write(_unban, room_id, requester.user_id, body.user_id, _content("leave", body.reason))
+    await write_for(hs, requester, _unban, room_id, requester.user_id, body.user_id, _content("leave", body.reason))
     return Empty()
 
 

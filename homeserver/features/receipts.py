@@ -82,7 +82,7 @@ async def post_receipt(
     thread_id = body.thread_id if body is not None else None
     if thread_id is not None:
         _check_thread(receipt_type, thread_id)
-    markers: Markers = {receipt_type: event_id}
+    markers: Markers = {_shown(requester, receipt_type): event_id}
     await hs.database.write(_read_up_to, room_id, requester.user_id, markers, thread_id or "")
     return Empty()
 
@@ -94,9 +94,14 @@ async def set_read_marker(hs: Resources, requester: Requester, room_id: RoomID, 
         "m.read": body.read,
         "m.read.private": body.private,
     }
-    markers: Markers = {receipt_type: event_id for receipt_type, event_id in given.items() if event_id is not None}
+    markers: Markers = {_shown(requester, kind): event_id for kind, event_id in given.items() if event_id is not None}
     await hs.database.write(_read_up_to, room_id, requester.user_id, markers, "")
     return Empty()
+
+
+def _shown(requester: Requester, receipt_type: ReceiptType) -> ReceiptType:
+    """Returns the type of a receipt. Others do not see the receipts of a shadow-banned user."""
+    return "m.read.private" if requester.is_shadow_banned and receipt_type == "m.read" else receipt_type
 
 
 def _check_thread(receipt_type: str, thread_id: str) -> None:

@@ -92,6 +92,8 @@ async def create_room(hs: Resources, requester: Requester, body: CreateRoomBody)
         )
     if requester.user_id in body.invite:
         raise forbidden("You cannot invite yourself: as the creator you are in the room.")
+    if requester.is_shadow_banned:  # the room is there, and nobody hears of it
+        body = msgspec.structs.replace(body, invite=[], invite_3pid=[], visibility="private")
     invited = list(dict.fromkeys(body.invite))
     addresses = [
         parse_address(each.id_server, each.id_access_token, each.medium, each.address) for each in body.invite_3pid

@@ -51,6 +51,7 @@ from homeserver.rooms.summaries import directory_entry
 from homeserver.rooms.visibility import is_world_readable
 from homeserver.users.accounts import exclusive
 from homeserver.users.application_services import check_may_use_alias, find_calling
+from homeserver.users.shadow_bans import write_for
 
 routes = Routes()
 
@@ -109,7 +110,7 @@ async def set_room_alias(hs: Resources, requester: Requester, room_alias: RoomAl
     if room_alias.startswith("#:"):
         raise invalid_param("The local part of an alias must not be empty.")
     check_may_use_alias(hs, requester, room_alias)
-    await hs.database.write(_add_alias, room_alias, body.room_id, requester.user_id)
+    await write_for(hs, requester, _add_alias, room_alias, body.room_id, requester.user_id)
     return Empty()
 
 
@@ -117,7 +118,7 @@ async def set_room_alias(hs: Resources, requester: Requester, room_alias: RoomAl
 async def delete_room_alias(hs: Resources, requester: Requester, room_alias: RoomAlias) -> Empty:
     if hs.application_services.is_alias_of_others(room_alias, requester.appservice) and not requester.is_admin:
         raise exclusive(f"The alias {room_alias} belongs to an application service.")
-    await hs.database.write(_remove_alias, room_alias, requester)
+    await write_for(hs, requester, _remove_alias, room_alias, requester)
     return Empty()
 
 
@@ -135,7 +136,7 @@ async def get_room_visibility_on_directory(hs: Resources, room_id: RoomID) -> Js
 async def set_room_visibility_on_directory(
     hs: Resources, requester: Requester, room_id: RoomID, body: VisibilityBody
 ) -> Empty:
-    await hs.database.write(_list_room, room_id, requester, body.visibility == "public")
+    await write_for(hs, requester, _list_room, room_id, requester, body.visibility == "public")
     return Empty()
 
 

@@ -34,6 +34,7 @@ from homeserver.rooms.power import check_may_send_state, power_levels
 from homeserver.rooms.resolve import StateAt
 from homeserver.users.profile import get_member_profile
 from homeserver.users.room_upgrades import carry_over
+from homeserver.users.shadow_bans import write_for
 
 routes = Routes()
 
@@ -69,7 +70,8 @@ async def upgrade_room(hs: Resources, requester: Requester, room_id: RoomID, bod
     if version.additional_creators:
         creators = _parse_creators(body.additional_creators, requester.user_id)
     plan = await hs.database.read(_plan, requester.user_id, room_id, version)
-    return {"replacement_room": await hs.database.write(_upgrade, requester.user_id, room_id, version, creators, plan)}
+    new_id = await write_for(hs, requester, _upgrade, requester.user_id, room_id, version, creators, plan)
+    return {"replacement_room": new_id}
 
 
 @dataclass(frozen=True, slots=True)

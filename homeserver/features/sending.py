@@ -15,6 +15,7 @@ from homeserver.rooms.transaction_ids import txn_id_stored
 from homeserver.users.delayed_events import create_delayed_event
 from homeserver.users.presence import note_activity
 from homeserver.users.sending import SendQuery, send_event
+from homeserver.users.shadow_bans import write_for
 
 routes = Routes()
 
@@ -42,7 +43,7 @@ async def send_message(
     draft = Draft(room_id, requester.user_id, event_type, body, origin_server_ts=sent_ms)
     if query.delay_ms is not None:
         return {"delay_id": await hs.database.write(create_delayed_event, requester, draft, query.delay_ms, txn_id)}
-    return {"event_id": await hs.database.write(_send, requester, draft, txn_id, txn_id)}
+    return {"event_id": await write_for(hs, requester, _send, requester, draft, txn_id, txn_id)}
 
 
 @routes.post(
@@ -52,7 +53,11 @@ async def send_message_without_transaction(
     hs: Resources, requester: Requester, room_id: RoomID, event_type: str, body: dict
 ) -> JsonObject:
     """Sends an event once for each request: a client that repeats one sends two. Scripts and old clients use it."""
-    return {"event_id": await hs.database.write(_send, requester, Draft(room_id, requester.user_id, event_type, body))}
+    return {
+        "event_id": await write_for(
+            hs, requester, _send, requester, Draft(room_id, requester.user_id, event_type, body)
+        )
+    }
 
 
 @routes.put("/_matrix/client/v3/rooms/{room_id}/redact/{event_id}/{txn_id}", rate_limit="message", allow_suspended=True)
@@ -61,7 +66,7 @@ async def redact_event(
 ) -> JsonObject:
     draft = _redaction(requester, room_id, event_id, body)
     stored_txn_id = txn_id_stored(txn_id, event_id)
-    return {"event_id": await hs.database.write(_send, requester, draft, txn_id, stored_txn_id)}
+    return {"event_id": await write_for(hs, requester, _send, requester, draft, txn_id, stored_txn_id)}
 
 
 @routes.post("/_matrix/client/v3/rooms/{room_id}/redact/{event_id}", rate_limit="message", allow_suspended=True)
@@ -69,7 +74,9 @@ async def redact_event_without_transaction(
     hs: Resources, requester: Requester, room_id: RoomID, event_id: EventID, body: RedactBody | None
 ) -> JsonObject:
     """Redacts an event once for each request, as `send_message_without_transaction`."""
-    return {"event_id": await hs.database.write(_send, requester, _redaction(requester, room_id, event_id, body))}
+    return {
+        "event_id": await write_for(hs, requester, _send, requester, _redaction(requester, room_id, event_id, body))
+    }
 
 
 def _redaction(requester: Requester, room_id: RoomID, event_id: EventID, body: RedactBody | None) -> Draft:

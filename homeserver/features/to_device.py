@@ -73,6 +73,8 @@ async def send_to_device(hs: Resources, requester: Requester, event_type: str, t
         raise invalid_param(f"An event type and a transaction ID are at most {limits.TXN_ID_BYTES_MAX} bytes each.")
     limit_requester(hs, requester, "to_device_kib", 0)
     contents = _parse_contents(body)
+    if requester.is_shadow_banned:  # what the user's own devices tell one another
+        contents = {user_id: each for user_id, each in contents.items() if user_id == requester.user_id}
     local = {user_id: each for user_id, each in contents.items() if server_name_of(user_id) == hs.server_name}
     edus = _build_edus(requester.user_id, event_type, contents, hs.server_name) if hs.config.federation.enabled else []
     if edus:

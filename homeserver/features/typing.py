@@ -30,6 +30,7 @@ from homeserver.resources import Resources
 from homeserver.rooms.membership import check_joined, find_join_position, find_membership
 from homeserver.users.blocking import ignored_in_sync
 from homeserver.users.presence import note_activity
+from homeserver.users.shadow_bans import write_for
 
 SCHEMA = Schema(
     "typing",
@@ -69,7 +70,7 @@ async def set_typing(hs: Resources, requester: Requester, room_id: RoomID, user_
         raise forbidden("You cannot type for another user.")
     timeout_ms = limits.TYPING_TIMEOUT_MS_DEFAULT if body.timeout is None else body.timeout
     timeout_ms = max(0, min(timeout_ms, limits.TYPING_TIMEOUT_MS_MAX)) if body.typing else 0
-    await hs.database.write(_set_local, room_id, user_id, timeout_ms)
+    await write_for(hs, requester, _set_local, room_id, user_id, timeout_ms)
     return Empty()
 
 

@@ -20,10 +20,11 @@ from homeserver.resources import Resources
 from homeserver.rooms.access import find_in_state
 from homeserver.rooms.aliases import find_alias, read_canonical_aliases
 from homeserver.rooms.heads import get_head
-from homeserver.rooms.membership import check_joined
+from homeserver.rooms.membership import check_joined, find_membership
 from homeserver.rooms.power import check_may_send_state
 from homeserver.rooms.resolve import StateAt
 from homeserver.users.sending import set_state
+from homeserver.users.shadow_bans import write_and_undo
 
 
 async def put_state(
@@ -52,6 +53,10 @@ async def put_state(
         limit_requester(hs, requester, membership)
     if draft.type == "m.room.canonical_alias":
         await _check_canonical_alias(hs, requester, room_id, content)
+    if requester.is_shadow_banned and not await hs.database.read(_is_coming_or_going, draft):
+        event_id = await write_and_undo(hs, set_state, requester, draft, None)
+        await hs.database.write(then, event_id)
+        return event_id
     if membership == "invite" and _is_remote(hs, draft):
         event_id = (await invite_user(hs, draft)).event_id
         await hs.database.write(then, event_id)
@@ -69,6 +74,15 @@ def _set_state(
     event_id = set_state(tx, requester, draft, stored_txn_id)
     then(tx, event_id)
     return event_id
+
+
+def _is_coming_or_going(tx: Transaction, draft: Draft) -> bool:
+    """Returns whether the sender enters or leaves the room."""
+    if draft.type != "m.room.member" or draft.state_key != draft.sender:
+        return False
+    membership = draft.content.get("membership")
+    was_in_room = find_membership(tx, draft.room_id or "", draft.sender) == "join"
+    return membership == "leave" or (membership == "join" and not was_in_room)
 
 
 def _is_remote(hs: Resources, draft: Draft) -> bool:

@@ -264,6 +264,7 @@ def find_sender(tx: Transaction, user_id: UserID) -> Requester | None:
         is_guest=flags.is_guest,
         is_admin=flags.is_admin,
         is_suspended=flags.is_suspended,
+        is_shadow_banned=flags.is_shadow_banned,
         appservice=user.appservice,
         is_limited=user.appservice is None,
     )

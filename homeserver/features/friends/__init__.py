@@ -26,6 +26,7 @@ from homeserver.users.account_data import find_account_data, list_changes, store
 from homeserver.users.blocking import IGNORED_TYPE, ignored_in_sync, ignored_users
 from homeserver.users.friend_rooms import read_states, refresh
 from homeserver.users.friends import LIST_TYPE, find_friend, forget_friends, list_changed
+from homeserver.users.shadow_bans import write_and_undo
 from homeserver.users.status import find_language
 
 PREFIX = "/_homeserver/client/v1"
@@ -60,7 +61,10 @@ async def set_friend(hs: Resources, requester: Requester, user_id: UserID, body:
     if server_name_of(user_id) != hs.server_name:
         await _check_elsewhere(hs, requester.user_id, user_id)
     is_encrypted = hs.config.friends.encrypted if body.encrypted is None else body.encrypted
-    friend = await hs.database.write(ask, Asking(requester.user_id, user_id, body.message, is_encrypted))
+    asking = Asking(requester.user_id, user_id, body.message, is_encrypted)
+    if requester.is_shadow_banned:
+        return state_answer(await write_and_undo(hs, ask, asking))
+    friend = await hs.database.write(ask, asking)
     with trio.move_on_after(ANSWER_SECONDS):
         await settle(hs, requester.user_id, user_id)
     return state_answer(await hs.database.read(find_friend, requester.user_id, user_id) or friend)

@@ -73,7 +73,7 @@ async def set_presence(hs: Resources, requester: Requester, user_id: UserID, bod
     if len((body.status_msg or "").encode("utf-8", "surrogatepass")) > limits.users.STATUS_MESSAGE_BYTES_MAX:
         most = limits.users.STATUS_MESSAGE_BYTES_MAX
         raise MatrixError(400, "M_TOO_LARGE", f"A status message may be at most {most} bytes long.")
-    if hs.config.presence.enabled:
+    if hs.config.presence.enabled and not requester.is_shadow_banned:
         await hs.database.write(set_status, user_id, requester.device_id, body.presence, body.status_msg)
     return Empty()
 

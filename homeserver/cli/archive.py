@@ -87,8 +87,9 @@ def run_purge(args: argparse.Namespace) -> int:
     days = None if args.older_than is None else _parse_days(args.older_than)
 
     async def purge(server: Any) -> None:
-        from homeserver.features.archive import delete_leftovers, estimate_purge, purge_room
+        from homeserver.features.archive import delete_leftovers
         from homeserver.rooms.expiring import Purged
+        from homeserver.rooms.purging import estimate_purge, purge_room
         from homeserver.rooms.retention import find_deadline
 
         hs = server.resources

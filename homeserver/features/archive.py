@@ -31,9 +31,10 @@ from homeserver.rooms.archive.blocks import (
     url_of,
 )
 from homeserver.rooms.archiving import TXN_KEPT_MS, Wanted, archive, list_rooms, rewrite
-from homeserver.rooms.expiring import Purged, estimate_expiry, expire
+from homeserver.rooms.expiring import Purged
 from homeserver.rooms.heads import find_head
-from homeserver.rooms.retention import estimate_files, find_deadline, forget_expired_files
+from homeserver.rooms.purging import purge_room
+from homeserver.rooms.retention import find_deadline
 
 _log = logging.getLogger(__name__)
 
@@ -130,40 +131,6 @@ async def expire_old(hs: Resources) -> None:
         if purged.rooms:
             found = {"room_nid": room_nid, "events": purged.events, "files": purged.files}
             _log.info("old messages were deleted", extra=found)
-
-
-async def purge_room(
-    hs: Resources, room_nid: int, before_ms: int, purged: Purged, tell: Callable[[int], object] = lambda count: None
-) -> None:
-    """Deletes the messages of a room that are older than a time, and the files that only they show. Adds to `purged`.
-
-    What remains of the messages is archived at once, because hardly anybody will ask for it. tell: see `expire`.
-    """
-    events, text_bytes = await expire(hs, room_nid, before_ms, tell)
-    is_any_left, files, file_bytes = True, 0, 0
-    while is_any_left:
-        is_any_left, number, size_bytes = await hs.database.write(
-            forget_expired_files, room_nid, before_ms, hs.file_forgetters
-        )
-        files, file_bytes = files + number, file_bytes + size_bytes
-    if events and hs.config.archive.after_days:
-        await archive(hs, [room_nid], Wanted(before_ms))
-    purged.rooms += events > 0 or files > 0
-    purged.events += events
-    purged.text_bytes += text_bytes
-    purged.files += files
-    purged.file_bytes += file_bytes
-
-
-async def estimate_purge(hs: Resources, room_nid: int, before_ms: int, purged: Purged) -> None:
-    """Adds to `purged` what `purge_room` would delete."""
-    events, text_bytes = await estimate_expiry(hs, room_nid, before_ms)
-    files, file_bytes = await hs.database.read(estimate_files, room_nid, before_ms, hs.file_forgetters)
-    purged.rooms += events > 0 or files > 0
-    purged.events += events
-    purged.text_bytes += text_bytes
-    purged.files += files
-    purged.file_bytes += file_bytes
 
 
 async def archive_old(hs: Resources) -> None:

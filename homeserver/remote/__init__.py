@@ -13,6 +13,7 @@ from homeserver.feature import Feature, combine
 from homeserver.federation.identifiers import RoomID
 from homeserver.limits import Bucket
 from homeserver.remote import (
+    administration,
     gaps,
     handshakes,
     inviting,
@@ -61,7 +62,14 @@ def feature_of(features: Sequence[Feature]) -> Feature:
             "signatures": Bucket(200, 1),  # wrong ones from one address, by 64 KiB: a check costs 5 ms per MiB
             "keys": Bucket(200, 2),  # servers that one address makes us ask for keys: anyone may, about any server
         },
-        background=(send, leaves.deliver_later, gaps.retry_parked, resyncs.fetch_lists, resyncs.sweep),
+        background=(
+            send,
+            administration.retry_requested,
+            leaves.deliver_later,
+            gaps.retry_parked,
+            resyncs.fetch_lists,
+            resyncs.sweep,
+        ),
         forget_room=_forget_room,
     )
 

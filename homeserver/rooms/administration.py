@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from homeserver.database import Transaction
-from homeserver.federation.identifiers import RoomID
+from homeserver.federation.identifiers import RoomID, ServerName
 from homeserver.federation.room_versions import ROOM_VERSIONS
 from homeserver.rooms import state_tree
 from homeserver.rooms.aliases import is_published
@@ -165,6 +165,27 @@ def _read_entry(tx: Transaction, room_id: RoomID, version: str, state_root: byte
         is_tombstoned=("m.room.tombstone", "") in state,
         replacement_room=text("m.room.tombstone", "replacement_room"),
     )
+
+
+def count_rooms_of_servers(tx: Transaction) -> dict[ServerName, int]:
+    """Returns how many rooms each other server is in with us. Reads an index with an entry for each member."""
+    own_nid = tx.find(tx.server.name)
+    rows = tx.all(
+        "SELECT server_nid, COUNT(DISTINCT room_nid) FROM memberships WHERE membership = 'join' GROUP BY server_nid"
+    )
+    names = tx.names([nid for nid, _ in rows])
+    return {ServerName(names[nid]): int(count) for nid, count in rows if nid != own_nid}
+
+
+def list_rooms_with_server(tx: Transaction, server: ServerName) -> list[tuple[RoomID, int]]:
+    """Returns the rooms that a server is in with us, each with the position of its newest event."""
+    rows = tx.all(
+        "SELECT room_nid, last_position FROM rooms r WHERE EXISTS (SELECT 1 FROM memberships m"
+        " WHERE m.room_nid = r.room_nid AND m.membership = 'join' AND m.server_nid = ?)",
+        tx.find(server),
+    )
+    names = tx.names([room_nid for room_nid, _ in rows])
+    return [(RoomID(names[room_nid]), int(position)) for room_nid, position in rows]
 
 
 # --- searching and sorting ---

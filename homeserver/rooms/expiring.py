@@ -22,7 +22,7 @@ from homeserver.rooms.archive.blocks import (
 )
 from homeserver.rooms.archive.format import CONTENT
 from homeserver.rooms.archiving import Archivist, Plan, make_plan, move
-from homeserver.rooms.retention import EXPIRED_PER_WRITE, expire_rows
+from homeserver.rooms.retention import EXPIRED_PER_WRITE, expire_rows, without_local
 from homeserver.rooms.storage import can_expire, count_expiring, list_expiring, list_rows, stored_events
 from homeserver.rooms.timeline import START
 
@@ -40,10 +40,11 @@ class Purged:
     file_bytes: int = 0
 
 
-def find_expiry(tx: Transaction, row: BlockRow, before_ms: int) -> Plan | None:
+def find_expiry(tx: Transaction, row: BlockRow, before_ms: int, keeps_local: bool = False) -> Plan | None:
     """Returns how a block is rewritten in which messages have expired; None while its room is being forgotten."""
     block = load_block(tx, row)
-    rows = [(*each[:CONTENT], as_it_is(each[CONTENT])) for each in _list_expiring_in(tx, block, before_ms)]
+    expiring = without_local(tx, _list_expiring_in(tx, block, before_ms), keeps_local)
+    rows = [(*each[:CONTENT], as_it_is(each[CONTENT])) for each in expiring]
     return make_plan(tx, row.room_nid, list_rows(tx, block.positions, archived=False), [row], stored_events(tx, rows))
 
 
@@ -53,29 +54,39 @@ def _list_expiring_in(tx: Transaction, block: Block, before_ms: int) -> list[Row
 
 
 async def expire(
-    hs: Archivist, room_nid: int, before_ms: int, tell: Callable[[int], object] = lambda count: None
+    hs: Archivist,
+    room_nid: int,
+    before_ms: int,
+    tell: Callable[[int], object] = lambda count: None,
+    *,
+    keeps_local: bool = False,
 ) -> tuple[int, int]:
     """Reduces all messages of a room that are older than a time, except those of lost blocks. tell(count): called after
-    each write.
+    each write. keeps_local: not the messages of this server's users.
 
     Returns how many, and how many bytes their contents took.
     """
     count, text_bytes, after = 0, 0, (START, 0)
     while expiring := await hs.database.read(list_expiring, room_nid, before_ms, after, EXPIRED_PER_WRITE):
-        expired, size_bytes = await hs.database.write(expire_rows, [position for _, position in expiring])
+        positions = [position for _, position in expiring]
+        expired, size_bytes = await hs.database.write(expire_rows, positions, keeps_local)
         count, text_bytes, after = count + expired, text_bytes + size_bytes, expiring[-1]
         tell(count)
     async with hs.database.hold("archive"):
         block_start = START
         while row := await hs.database.read(find_expiring_block, room_nid, before_ms, block_start):
             try:
-                plan = await hs.database.read(find_expiry, row, before_ms)
+                plan = await hs.database.read(find_expiry, row, before_ms, keeps_local)
             except DatabaseDamaged as error:
                 _log.error("old messages are not deleted", extra={"room_nid": room_nid, "damage": str(error)})
                 block_start = row.first_ordering
                 continue
             if plan is None:
                 break
+            if keeps_local:  # the block keeps messages that could expire, and is not found again
+                block_start = row.last_ordering
+                if not plan.expired:
+                    continue
             if await move(hs, plan):
                 count += len(plan.expired)
                 text_bytes += sum(len(event.content_json) for event in plan.expired)

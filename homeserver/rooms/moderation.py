@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from homeserver.database import Transaction
-from homeserver.federation.identifiers import UserID
+from homeserver.federation.identifiers import RoomID, UserID
 from homeserver.rooms.figures import list_entering
-from homeserver.rooms.storage import find_stored_at
+from homeserver.rooms.storage import TimelineEvent, find_stored_at
+from homeserver.rooms.timeline import list_backwards
 
 _EVENTS_AT_ONCE = 500
 
@@ -45,3 +46,17 @@ def _list_member_events(tx: Transaction, user_id: UserID, from_ms: int) -> list[
         )  # fmt: skip
         found += [(position, room_nid, state_key_nid == user_nid) for position, state_key_nid in rows]
     return found
+
+
+def list_sent(
+    tx: Transaction, room_id: RoomID, user_id: UserID, point: int, limit: int
+) -> tuple[list[TimelineEvent], int | None]:
+    """Returns the newest events of a user in a room, up to a point of the timeline, and where to go on.
+
+    At most `limit`, among the next events of the room; None once there are no more.
+    """
+    events = list_backwards(tx, room_id, point, _EVENTS_AT_ONCE)
+    sent = [event for event in events if event.sender == user_id]
+    if len(sent) > limit:
+        return sent[:limit], sent[limit - 1].ordering - 1
+    return sent, events[-1].ordering - 1 if len(events) == _EVENTS_AT_ONCE else None

@@ -20,11 +20,12 @@ from homeserver.config import Retention
 from homeserver.database import Row, Transaction
 from homeserver.federation import canonical_json
 from homeserver.federation.event import trusted_event
-from homeserver.federation.identifiers import RoomID
+from homeserver.federation.identifiers import RoomID, server_name_of
 from homeserver.federation.redaction import redact
 from homeserver.limits import TIMESTAMP_MS_MAX
 from homeserver.resources import ForgetFiles
 from homeserver.rooms import envelope
+from homeserver.rooms.archive.format import SENDER
 from homeserver.rooms.events import forget_auth_event, to_events
 from homeserver.rooms.heads import find_head, state_content
 from homeserver.rooms.media_references import delete_expired, list_expired_files
@@ -71,12 +72,13 @@ def lifetime(max_lifetime: object, retention: Retention) -> int | None:
     return None if wanted is None else max(wanted, retention.min_days * DAY_MS)
 
 
-def expire_rows(tx: Transaction, positions: Collection[int]) -> tuple[int, int]:
+def expire_rows(tx: Transaction, positions: Collection[int], keeps_local: bool = False) -> tuple[int, int]:
     """Reduces those of these messages that have a row and have not expired yet.
 
-    Returns how many, and how many bytes their contents took.
+    keeps_local: not those of this server's users. Returns how many, and how many bytes their contents took.
     """
     rows = [row for row in list_rows(tx, positions, archived=False) if can_expire(tx, row)]
+    rows = without_local(tx, rows, keeps_local)
     stored = stored_events(tx, rows)
     for before, event in zip(stored, to_events(tx, stored), strict=True):
         redacted = trusted_event(redact(event.pdu, event.version), event.version, event.event_id)
@@ -84,6 +86,13 @@ def expire_rows(tx: Transaction, positions: Collection[int]) -> tuple[int, int]:
         forget_expired(tx, before)
     note_expired(tx, [event.position for event in stored])
     return len(rows), sum(len(row[-1]) for row in rows)
+
+
+def without_local(tx: Transaction, rows: list[Row], keeps_local: bool) -> list[Row]:
+    """Returns the rows, with `keeps_local` without those of events of this server's users."""
+    if not keeps_local:
+        return rows
+    return [row for row in rows if server_name_of(tx.name(row[SENDER])) != tx.server.name]
 
 
 def reduced_row(tx: Transaction, event: StoredEvent) -> Row:

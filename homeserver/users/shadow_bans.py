@@ -31,7 +31,7 @@ class Undone(Exception):
 
 
 async def write_for(hs: Resources, requester: Requester, fn: Callable[[Transaction, *Ts], T], *args: *Ts) -> T:
-    """Does what `Database.write` does. Of a shadow-banned requester nothing is stored."""
+    """Does what `Database.write` does, but stores nothing if the requester is shadow-banned."""
     if requester.is_shadow_banned:
         return await write_and_undo(hs, fn, *args)
     return await hs.database.write(fn, *args)

@@ -7,10 +7,11 @@ import trio
 
 from homeserver.config import Retention
 from homeserver.database import Transaction
-from homeserver.features.archive import DAY_MS, delete_leftovers, estimate_purge, expire_old, purge_room
+from homeserver.features.archive import DAY_MS, delete_leftovers, expire_old
 from homeserver.features.search.feeding import catch_up
 from homeserver.rooms.archive.blocks import list_blocks
 from homeserver.rooms.expiring import Purged
+from homeserver.rooms.purging import estimate_purge, purge_room
 from homeserver.rooms.retention import lifetime
 from homeserver.rooms.timeline import list_by_timestamp
 from homeserver.users.accounts import store_admin

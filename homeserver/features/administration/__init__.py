@@ -12,9 +12,12 @@ from homeserver.feature import Feature, Worklist
 from homeserver.features.administration import (
     account_changes,
     accounts,
+    destinations,
     devices,
+    history_changes,
     room_changes,
     room_history,
+    room_members,
     rooms,
     server,
     tokens,
@@ -23,7 +26,10 @@ from homeserver.features.administration.working import run_task
 from homeserver.rooms.tasks import WAKE_KEY, list_unfinished
 
 routes = Routes()
-for _module in (tokens, accounts, account_changes, devices, rooms, room_history, room_changes, server):
+for _module in (
+    tokens, accounts, account_changes, devices, rooms, room_history, room_changes, room_members, history_changes,
+    destinations, server,
+):  # fmt: skip
     routes.include(_module.routes)
 
 FEATURE = Feature(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 
-from homeserver.features.administration import room_deletion
+from homeserver.features.administration import history_changes, room_deletion
 from homeserver.resources import Resources
 from homeserver.rooms.tasks import find_task
 
 RUNNERS: Mapping[str, Callable[[Resources, str], Awaitable[None]]] = {
     room_deletion.ACTION: room_deletion.run_deletion,
+    history_changes.PURGE: history_changes.run_purge,
+    history_changes.REDACT: history_changes.run_redaction,
 }
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from tests.interop.clients import Client
 from tests.interop.programs import describe, run
 from tests.interop.servers import Server, bridge_registration
@@ -26,12 +28,13 @@ def test_a_conversation_with_mautrix_and_synapse(sides: Sides) -> None:
     converse(*sides)
 
 
-def test_a_bridge_on_mautrix(organisations: Sides) -> None:
-    """Plays mautrix_client/bridge.py: a bridge of the first server, and people of both."""
+@pytest.mark.parametrize("program", ["bridge.py", "encrypted_bridge.py"])
+def test_a_bridge_on_mautrix(organisations: Sides, program: str) -> None:
+    """Plays a bridge of the first server, and people of both."""
     here, there = organisations
     plan = {
         "people": describe(Client(here, "alice"), Client(there, "bob")),
         "port": here.ports.bridge,
         "registration": bridge_registration(here.ports),
     }
-    run([str(mautrix_venv() / "bin" / "python"), str(MAUTRIX / "bridge.py"), json.dumps(plan)])
+    run([str(mautrix_venv() / "bin" / "python"), str(MAUTRIX / program), json.dumps(plan)])

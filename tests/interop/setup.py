@@ -79,9 +79,9 @@ def mautrix_venv() -> Path:
 
 
 def ensure_mautrix() -> Path:
-    """Returns the Python that has mautrix, and makes its environment if necessary. Its cryptography is left out.
+    """Returns the Python that has mautrix with its cryptography, and makes its environment if necessary.
 
-    libolm, which that needs, has to be compiled on many machines.
+    python-olm, which has libolm, is compiled for Linux and macOS.
     """
     return ensure_environment("mautrix", mautrix_venv(), HERE / "requirements-mautrix.lock", "make interop")
 

@@ -92,6 +92,7 @@ async def converse(bridge: Bridge, alice: Person, bob: Person) -> str:
     await until("the bridge is sent the invitation", lambda: bridge.member(ghost.mxid, "invite"))
     await ghost.ensure_joined(room_id)
     await until("Bob comes", lambda: bridge.member(bob.id, "join"))
+    await until("and his own server knows it", lambda: is_in(bob, room_id))
     await alice.client.send_text(room_id, "hello over there")
     await bob.client.send_text(room_id, "hello from elsewhere")
     await until("the bridge is sent what Alice says", lambda: bridge.said("hello over there"))
@@ -104,6 +105,10 @@ async def converse(bridge: Bridge, alice: Person, bob: Person) -> str:
         event = await until("what Carol says arrives", lambda person=person: person.event(said))
         check("with the time of the other network", event.timestamp == SENT_MS)
     return str(room_id)
+
+
+async def is_in(person: Person, room_id: str) -> bool:
+    return room_id in await person.client.get_joined_rooms()
 
 
 async def notice(bridge: Bridge, alice: Person, room_id: str) -> None:

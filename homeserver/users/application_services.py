@@ -91,7 +91,7 @@ def _find_requester(tx: Transaction, service: ApplicationService, user_id: UserI
     user = find_user(tx, user_id)
     if user is None or user.is_deactivated:
         raise forbidden(f"{user_id} has no account. The application service has to register it first.")
-    if device_id and find_device(tx, user_id, device_id) is None:
+    if device_id and ("\0" in device_id or find_device(tx, user_id, device_id) is None):
         raise MatrixError(400, "M_UNKNOWN_DEVICE", f"{user_id} has no such device.")
     flags = get_account_flags(tx, user_id)
     return Requester(

@@ -74,6 +74,8 @@ class Deliveries:
         if not reachable:
             return
         hs.metrics.describe(SENT_COUNTER, "Transactions sent to application services, and what became of them.")
+        for service in reachable:  # at once: what happens while another node still delivers is for new services too
+            await hs.database.write(create_progress, service.id)
         while True:
             async with hs.database.hold("application_services"), trio.open_nursery() as nursery:
                 for service in reachable:

@@ -17,7 +17,16 @@ from urllib.parse import urlsplit
 import trio
 
 from homeserver.blobs import BlobError, Blobs
-from homeserver.config import Config, ConfigError, Email, check_files, is_loopback, parse_bind
+from homeserver.config import (
+    Config,
+    ConfigError,
+    Email,
+    check_files,
+    is_loopback,
+    load_application_services,
+    parse_bind,
+    server_name_of,
+)
 from homeserver.database import DatabaseError, peek
 from homeserver.features.mail import try_mail_server
 from homeserver.http.listener import try_listener
@@ -38,6 +47,7 @@ class Finding:
 async def find_all(config: Config) -> list[Finding]:
     """Returns all findings, without changing anything. Takes some seconds if something does not respond."""
     findings = [*find_in_config(config), *(Finding("error", text) for text in check_files(config))]
+    findings += _find_in_registrations(config)
     findings += _find_in_folder(config)
     in_database, is_served = await trio.to_thread.run_sync(_find_in_database, config)
     findings += in_database
@@ -124,6 +134,44 @@ def _find_test_settings(config: Config) -> Iterator[Finding]:
     ):
         if is_set:
             yield Finding("warning", text)
+
+
+# Names that nobody can have meant. A namespace that has all of them has everybody's.
+_PEOPLE = ("alice", "0", "q7-x.z_j")
+
+
+def _find_in_registrations(config: Config) -> Iterator[Finding]:
+    """Checks what the registrations of application services claim, and how secret they are."""
+    server_name = server_name_of(config)
+    try:
+        services = load_application_services(server_name, config.application_services.files)
+    except ConfigError:
+        return  # `check_files` reports it
+    by_sender: dict[str, str] = {}
+    for service in services:
+        if all(service.users.is_exclusive(f"@{name}:{server_name}") for name in _PEOPLE):
+            yield Finding(
+                "warning",
+                f"the application service {service.id!r} has all usernames for itself, so nobody can register:"
+                " set exclusive to false, or choose a narrower regular expression",
+            )
+        url = urlsplit(service.url or "")
+        if url.scheme == "http" and not is_loopback(url.hostname or ""):
+            yield Finding(
+                "warning",
+                f"the application service {service.id!r} gets its messages and its secret over the network without"
+                " encryption: use an https URL, unless the network is private",
+            )
+        if service.sender in by_sender:
+            yield Finding(
+                "warning",
+                f"the application services {by_sender[service.sender]!r} and {service.id!r} have the same"
+                " sender_localpart, so each acts as the user of the other",
+            )
+        by_sender[service.sender] = service.id
+    for path in config.application_services.files:
+        if Path(path).stat().st_mode & 0o004:
+            yield Finding("warning", f"every user of this machine can read the secrets in {path}: `chmod o-r {path}`")
 
 
 def _find_in_folder(config: Config) -> Iterator[Finding]:

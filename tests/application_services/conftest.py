@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,9 @@ def bot(server: Server) -> Client:
 
 
 @pytest.fixture
-def bridge(federation: Federation) -> Bridge:
+def bridge(federation: Federation) -> Iterator[Bridge]:
     """The homeservers of the federation reach it under the URL of the registration."""
     bridge = Bridge()
     federation.network.join("bridge.example", bridge)
-    return bridge
+    yield bridge
+    assert bridge.faults == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import stat
@@ -14,6 +15,7 @@ from homeserver.cli.findings import find_all
 from homeserver.config import load_config
 from homeserver.server import Homeserver
 from tests.cli.programs import run, run_program, said
+from tests.support.application_services import registration
 from tests.support.mail_server import MailServer
 
 GOOD = """
@@ -235,3 +237,22 @@ async def test_a_mail_server_that_takes_no_email_is_reported(tmp_path: Path) -> 
         ((sentence, level),) = (await findings(tmp_path, GOOD + section)).items()
     assert level == "warning"
     assert f"localhost:{port} takes no email" in sentence
+
+
+async def test_risky_registrations_of_application_services_are_reported(tmp_path: Path) -> None:
+    everybody = {"users": [{"regex": "@.*", "exclusive": True}]}
+    for name, changed in (
+        ("one", {"id": "one", "namespaces": everybody, "url": "http://bridge.example.org"}),
+        ("two", {"id": "two", "as_token": "2", "url": "http://127.0.0.1:9000"}),
+    ):
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(json.dumps(registration(**changed)))
+        path.chmod(0o600 if name == "one" else 0o644)
+    found = await findings(tmp_path, GOOD + '[application_services]\nfiles = ["one.yaml", "two.yaml"]')
+    assert set(found.values()) == {"warning"}
+    assert [sentence.partition(":")[0].partition(", so each")[0] for sentence in sorted(found)] == [
+        f"every user of this machine can read the secrets in {tmp_path}/two.yaml",
+        "the application service 'one' gets its messages and its secret over the network without encryption",
+        "the application service 'one' has all usernames for itself, so nobody can register",
+        "the application services 'one' and 'two' have the same sender_localpart",
+    ]

@@ -11,6 +11,7 @@ import trio
 import yaml
 
 from homeserver.config import ApplicationServices
+from tests.support.contract import list_faults_of_request
 
 AS_TOKEN, HS_TOKEN = "the-token-of-the-bridge", "the-token-of-the-homeserver"
 URL = "http://bridge.example"
@@ -52,6 +53,7 @@ class Bridge:
     provide: called with the path and query of each such query before it is answered.
     refuses: it answers 400 to transactions that have this text. pause_s: how long it thinks about each transaction.
     answer: the body of its answers to transactions, if it is not the usual one.
+    faults: how what it was sent breaks the specification.
     """
 
     def __init__(self) -> None:
@@ -63,6 +65,7 @@ class Bridge:
         self.refuses: str | None = None
         self.pause_s = 0.0
         self.answer: bytes | None = None
+        self.faults: list[str] = []
 
     @property
     def events(self) -> list[dict[str, Any]]:
@@ -81,6 +84,8 @@ class Bridge:
             message = await receive()
             body, more = body + message.get("body", b""), message.get("more_body", False)
         self.requests.append((scope["method"], path))
+        target = f"{scope['raw_path'].decode()}?{scope['query_string'].decode()}"
+        self.faults += list_faults_of_request(scope["method"], target, json.loads(body) if body else None)
         status = 403
         if headers.get("authorization") == f"Bearer {HS_TOKEN}":
             status = self.statuses.pop(0) if self.statuses else 200

@@ -38,6 +38,17 @@ def check_federation_response(method: str, path: str, status: int, body: bytes) 
     _check("server-server", method, path, status, body, None)
 
 
+def list_faults_of_request(method: str, path: str, body: Any) -> list[str]:
+    """Returns how a request to an application service does not fit the schema in the specification."""
+    module = contract_check()
+    if module is None or not path.startswith("/_matrix/app/v1/"):
+        return []
+    faults = module.contract().validate_request(method, path, body, api="application-service", unknown_ok=False)
+    for event in (body or {}).get("events", ()):
+        faults += module.contract().validate_event(event)
+    return [f"{method} {path} breaks the specification: {fault}" for fault in faults]
+
+
 def _check(api: str, method: str, path: str, status: int, body: bytes, headers: frozenset[str] | None) -> None:
     if "org.matrix.msc4140.delay=" in path and body.startswith(b'{"delay_id":'):
         return  # the specification does not know delayed events yet

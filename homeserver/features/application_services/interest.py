@@ -38,6 +38,7 @@ class Interest:
         self._since = since
         self._named: dict[RoomID, bool] = {}
         self._moved: dict[RoomID, list[UserID]] = {}
+        self._users: dict[UserID, bool] = {}
 
     def has_event(self, event: TimelineEvent) -> bool:
         """Returns whether an event concerns the service: by its sender, by the member it is about, or by its room."""
@@ -59,7 +60,11 @@ class Interest:
 
     def has_user(self, user_id: UserID) -> bool:
         """Returns whether a user is the service's, or is in a room that concerns it."""
-        return self._service.covers(user_id) or any(map(self.has_room, list_joined_rooms(self._tx, user_id)))
+        known = self._users.get(user_id)
+        if known is None:
+            known = self._service.covers(user_id) or any(map(self.has_room, list_joined_rooms(self._tx, user_id)))
+            self._users[user_id] = known
+        return known
 
     def is_first_in(self, event: TimelineEvent) -> bool:
         """Returns whether nothing but this event, a join of one of the service's users, makes its room concern it."""

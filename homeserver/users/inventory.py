@@ -61,6 +61,7 @@ INVENTORY: tuple[Personal, ...] = (
     Personal("proof_tokens", hidden=("token_hash",)),
     Personal("page_sessions", hidden=("token_hash",)),
     Personal("oauth_sessions", hidden=("origin",)),
+    Personal("cross_signing_resets"),
     Personal("oauth_codes", hidden=("code_hash",)),
     Personal("oauth_device_grants", hidden=("code_hash", "user_code")),
     Personal("passkeys"),

@@ -25,7 +25,7 @@ CLIENT_MODULES = {
     "accounts and devices": (
         "register", "checkUsernameAvailability", "login", "getLoginFlows", "logout", "logout_all", "refresh",
         "getTokenOwner", "changePassword", "deactivateAccount", "getDevices", "getDevice", "updateDevice",
-        "deleteDevice", "deleteDevices", "getVersions", "getCapabilities", "getWellknown",
+        "deleteDevice", "deleteDevices", "getVersions", "getCapabilities", "getWellknown", "getAuthMetadata",
     ),
     "rooms and membership": (
         "createRoom", "joinRoom", "joinRoomById", "inviteUser", "leaveRoom", "kick", "ban", "unban", "knockRoom",

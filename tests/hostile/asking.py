@@ -111,6 +111,9 @@ def check_error(answer: Answer) -> None:
     if answer.status == 401 and "errcode" not in problem:  # the start of user-interactive authentication
         assert problem["flows"] and problem["session"], str(answer)
         return
+    if "error_description" in problem:  # OAuth's: clients would mistake it if it had an errcode as well
+        assert problem.keys() == {"error", "error_description"} and problem["error"].islower(), str(answer)
+        return
     assert ERRCODE.fullmatch(problem["errcode"]), str(answer)
     assert isinstance(problem["error"], str) and problem["error"], str(answer)
     for inside in ("Traceback", "homeserver.", "sqlite", "msgspec", "object at 0x"):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.interop.clients import PASSWORD, Client
-from tests.interop.setup import JS_SDK, js_sdk_folder
+from tests.interop.setup import JS_SDK, JS_SDK_OAUTH, js_sdk_folder, js_sdk_oauth_folder
 
 TIMEOUT_S = 240
 OUTPUT_TAIL = 6000
@@ -37,6 +37,12 @@ def run_js_sdk(
     described = json.dumps({**plan, "people": describe(*people)})
     command = ["node", str(JS_SDK / program), str(js_sdk_folder()), described]
     return set(run(command, grant)["refused"])
+
+
+def run_js_sdk_oauth(program: str, *people: Client) -> set[str]:
+    """Runs a program of js_sdk_oauth/ to its end. Returns what the servers refused."""
+    described = json.dumps({"people": describe(*people)})
+    return set(run(["node", str(JS_SDK_OAUTH / program), str(js_sdk_oauth_folder()), described])["refused"])
 
 
 def run(command: list[str], grant: Callable[[dict[str, Any]], Any] | None = None) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
-NEED_NODE = ("scenario_js_sdk.py", "scenario_bot_sdk.py", "scenario_appservice_bridge.py")
+NEED_NODE = ("scenario_js_sdk.py", "scenario_oauth.py", "scenario_bot_sdk.py", "scenario_appservice_bridge.py")
 sys.path.insert(0, str(REPOSITORY))
 
 from tests.interop.setup import (  # noqa: E402 (found only now)

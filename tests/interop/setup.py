@@ -15,7 +15,7 @@ To move to another Synapse, matrix-nio or mautrix, change its requirements-….i
     requirements-synapse.in -o requirements-synapse.lock
 
 To move to another matrix-js-sdk, matrix-bot-sdk, matrix-appservice-bridge, Element or axe-core, change package.json in
-js_sdk/, bot_sdk/, appservice_bridge/, element/ or chat_page/ and run there:
+js_sdk/, js_sdk_oauth/, bot_sdk/, appservice_bridge/, element/ or chat_page/ and run there:
 
     npm install --package-lock-only --omit-lockfile-registry-resolved --legacy-peer-deps
 
@@ -40,6 +40,7 @@ from environment import ensure_environment  # noqa: E402 (found only now)
 ELEMENT = HERE / "element"
 CHAT_PAGE = HERE / "chat_page"
 JS_SDK = HERE / "js_sdk"
+JS_SDK_OAUTH = HERE / "js_sdk_oauth"
 BOT_SDK = HERE / "bot_sdk"
 APPSERVICE_BRIDGE = HERE / "appservice_bridge"
 MATRIX_NIO = HERE / "matrix_nio"
@@ -91,6 +92,11 @@ def js_sdk_folder() -> Path:
     return REPOSITORY / ".node-js-sdk"
 
 
+def js_sdk_oauth_folder() -> Path:
+    """Returns the folder of the newer matrix-js-sdk, whose OAuth module is used: `.node-js-sdk-oauth`."""
+    return REPOSITORY / ".node-js-sdk-oauth"
+
+
 def bot_sdk_folder() -> Path:
     """Returns the folder of matrix-bot-sdk: `.node-bot-sdk` in the repository."""
     return REPOSITORY / ".node-bot-sdk"
@@ -106,6 +112,7 @@ def ensure_node_packages() -> str:
     lacking = _lacking_for_node()
     if not lacking:
         _ensure_node_folder("matrix-js-sdk", JS_SDK, js_sdk_folder())
+        _ensure_node_folder("matrix-js-sdk for OAuth", JS_SDK_OAUTH, js_sdk_oauth_folder())
         _ensure_node_folder("matrix-bot-sdk", BOT_SDK, bot_sdk_folder())
         _ensure_node_folder("matrix-appservice-bridge", APPSERVICE_BRIDGE, appservice_bridge_folder())
     return lacking

@@ -18,6 +18,7 @@ from homeserver.database import Transaction
 from homeserver.database.compression import CorruptData, decompress
 from homeserver.federation.identifiers import ServerName, UserID
 from homeserver.users.inventory import INVENTORY
+from homeserver.users.oauth.cross_signing import note_reset_approved
 from homeserver.users.oauth.device_grants import approve_device_grant, open_device_grant
 from homeserver.users.passkeys import NewPasskey, create_passkey
 from homeserver.users.presence import find_presence
@@ -192,6 +193,7 @@ async def leave_oauth(server: Server, alice: Client) -> None:
     codes = (await post_form(server, DEVICE, client_id=app.client_id, scope=scope_of("TELEVISION"))).json()
     grant = await open_device_grant(server.hs, alice.user_id, codes["user_code"])
     await server.write(approve_device_grant, grant, alice.user_id)
+    await server.write(note_reset_approved, alice.user_id)
 
 
 async def back_up_keys(alice: Client, room_id: str) -> None:

@@ -89,6 +89,11 @@ class Session:
         fields = {"grant_type": "refresh_token", "refresh_token": self.refresh_token, "client_id": self.client_id}
         return await post_form(self.server, TOKEN, **fields)
 
+    async def send_revocation(self, kind: str = "access_token") -> httpx.Response:
+        """The answer to the revocation of one of the tokens."""
+        fields = {"token": self.body[kind], "token_type_hint": kind, "client_id": self.client_id}
+        return await post_form(self.server, REVOKE, **fields)
+
 
 @dataclass(frozen=True)
 class App:

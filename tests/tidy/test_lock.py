@@ -66,7 +66,7 @@ def test_the_lock_names_no_index(lock: str) -> None:
     assert "\n-" not in LOCKS[lock]
 
 
-@pytest.mark.parametrize("folder", ["element", "js_sdk"])
+@pytest.mark.parametrize("folder", ["element", "js_sdk", "js_sdk_oauth"])
 def test_the_node_lock_pins_by_hash_and_names_no_index(folder: str) -> None:
     text = (ROOT / "tests/interop" / folder / "package-lock.json").read_text()
     assert "://" not in text

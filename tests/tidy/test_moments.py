@@ -23,6 +23,7 @@ READ = {
     "access_tokens.expires_ms": "homeserver/authenticate/identify.py::_requester_of",
     "delayed_events.due_ms": "homeserver/features/delayed_events.py::_follow_clock",
     "delayed_events.scheduled_ms": "homeserver/users/delayed_events.py::note_wrong_times",
+    "cross_signing_resets.until_ms": "homeserver/users/oauth/cross_signing.py::is_reset_approved",
     "device_list_resyncs.retry_after_ms": "homeserver/remote/resyncs.py::list_servers_due",
     "destinations_behind.retry_after_ms": "homeserver/process/back_off.py::is_over",
     "heartbeats.last_ms": "homeserver/users/status.py::find_last_heartbeats",

@@ -29,6 +29,8 @@ from homeserver.users.encryption.cross_signing import (
     store_cross_signing_keys,
     store_signature,
 )
+from homeserver.users.oauth.cross_signing import delete_used_approval, reset_flows, with_stage
+from homeserver.users.oauth.sessions import find_session
 from homeserver.users.user_interactive import Authentication, delete_session, owner_flows, require_stages
 
 Signed = tuple[UserID, str, JsonObject]
@@ -82,7 +84,10 @@ async def _authenticate(
 ) -> Authentication:
     public_keys = sorted((usage, key.public_key) for usage, key in keys.items())
     operation = f"replace cross-signing keys {hashlib.sha256(repr(public_keys).encode()).hexdigest()}"
-    return await require_stages(hs, operation, auth, owner_flows(requester.user_id), requester.user_id)
+    user_id = requester.user_id
+    if await hs.database.read(find_session, user_id, requester.device_id) is None:
+        return await require_stages(hs, operation, auth, owner_flows(user_id), user_id)
+    return await require_stages(hs, operation, with_stage(auth), reset_flows(hs.config, user_id), user_id)
 
 
 def _needs_authentication(tx: Transaction, user_id: UserID, keys: Mapping[Usage, CrossSigningKey]) -> bool:
@@ -110,6 +115,7 @@ def _store_keys(
     if _needs_authentication(tx, requester.user_id, keys) and not is_authenticated:
         return False
     delete_session(tx, authentication)
+    delete_used_approval(tx, requester.user_id, authentication)
     store_cross_signing_keys(tx, requester.user_id, keys)
     return True
 

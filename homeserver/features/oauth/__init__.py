@@ -33,8 +33,8 @@ FEATURE = Feature(
     spec="client-server-api/#oauth-20-api",
     routes=routes,
     limits={
-        "oauth_register": Bucket(10, 0.05),  # once at each log-in; many people may be behind an address
-        "oauth_device": Bucket(10, 0.05),
+        "oauth_register": Bucket(10, 0.05),  # new clients: people behind one address use the same few
+        "oauth_device": Bucket(20, 0.2),  # once at each log-in without a browser; each waits for minutes
         "oauth_poll": Bucket(10, 0.5),  # per code: clients that ask every five seconds never reach it
     },
     background=(clean_up,),

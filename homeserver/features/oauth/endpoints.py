@@ -17,10 +17,11 @@ from homeserver.authenticate import hash_token
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError
 from homeserver.feature import JsonObject
-from homeserver.features.oauth.forms import decode_form, read_parameter
+from homeserver.features.oauth.forms import decode_parameters, read_parameter
 from homeserver.features.oauth.metadata import check_enabled
+from homeserver.process.rate_limits import address_key
 from homeserver.resources import Resources
-from homeserver.users.oauth.clients import DEVICE_CODE, find_client, parse_metadata, store_client
+from homeserver.users.oauth.clients import DEVICE_CODE, find_client, find_equal_client, parse_metadata, store_client
 from homeserver.users.oauth.device_grants import DeviceCodes, create_device_grant
 from homeserver.users.oauth.errors import OAuthError
 from homeserver.users.oauth.grants import Reply, answer_token_request, end_session
@@ -41,22 +42,21 @@ routes = Routes()
 # --- registration ---
 
 
-@routes.post(
-    "/_homeserver/oauth/register",
-    rate_limit="oauth_register",
-    max_body_bytes=limits.users.OAUTH_METADATA_BYTES_MAX,
-    headers=_SECRET,
-)
-async def register_oauth_client(hs: Resources, body: dict) -> Response:
+@routes.post("/_homeserver/oauth/register", max_body_bytes=limits.users.OAUTH_METADATA_BYTES_MAX, headers=_SECRET)
+async def register_oauth_client(hs: Resources, body: dict, request: Request) -> Response:
+    """Registers a client, or finds an equal one. New ones are few, and have a rate limit of their own."""
     check_enabled(hs)
-    client = await hs.database.write(store_client, parse_metadata(body))
+    metadata = parse_metadata(body)
+    if await hs.database.read(find_equal_client, metadata) is None:
+        hs.rate_limits.take("oauth_register", address_key(request.client_ip), hs.now_ms())
+    client = await hs.database.write(store_client, metadata)
     return Response(201, {"client_id": client.client_id, **msgspec.to_builtins(client.metadata)})
 
 
 # --- tokens ---
 
 
-@routes.post("/_homeserver/oauth/token", decode=decode_form, headers=_SECRET)
+@routes.post("/_homeserver/oauth/token", decode=decode_parameters, headers=_SECRET)
 async def get_oauth_tokens(hs: Resources, body: dict) -> JsonObject:
     """Exchanges a code or a refresh token for tokens. It has the rate limit of `/refresh`, for the same reason."""
     check_enabled(hs)
@@ -65,13 +65,13 @@ async def get_oauth_tokens(hs: Resources, body: dict) -> JsonObject:
     try:
         reply: Reply = await hs.database.write(answer_token_request, parameters)
     except MatrixError as error:  # the device cannot be logged in
-        reply = Reply(400, {"error": "invalid_grant", "error_description": error.error, "errcode": error.errcode})
+        reply = Reply(400, {"error": "invalid_grant", "error_description": error.error})
     outcome = "accepted" if reply.status == 200 else str(reply.body["error"])
     hs.metrics.count(TOKENS_COUNTER, (("grant", _grant_of(parameters)), ("outcome", outcome)))
     if reply.ended is not None:
         _tell_replay(hs, reply.ended)
     if reply.status != 200:
-        raise _refused(reply)
+        raise OAuthError(str(reply.body["error"]), str(reply.body.get("error_description", "")), status=reply.status)
     return reply.body
 
 
@@ -96,16 +96,10 @@ def _tell_replay(hs: Resources, session: OAuthSession) -> None:
     )
 
 
-def _refused(reply: Reply) -> OAuthError:
-    description = str(reply.body.get("error_description") or "")
-    errcode = str(reply.body.get("errcode", "M_UNKNOWN"))
-    return OAuthError(str(reply.body["error"]), description, status=reply.status, errcode=errcode)
-
-
 # --- revocation ---
 
 
-@routes.post("/_homeserver/oauth/revoke", decode=decode_form, headers=_SECRET)
+@routes.post("/_homeserver/oauth/revoke", decode=decode_parameters, headers=_SECRET)
 async def revoke_oauth_token(hs: Resources, body: dict) -> Empty:
     """Logs a client out by one of its tokens. Whoever has the token may do that, also one who has found it."""
     check_enabled(hs)
@@ -127,7 +121,7 @@ def _revoke(tx: Transaction, token: str) -> None:
 # --- device codes ---
 
 
-@routes.post("/_homeserver/oauth/device", rate_limit="oauth_device", decode=decode_form, headers=_SECRET)
+@routes.post("/_homeserver/oauth/device", rate_limit="oauth_device", decode=decode_parameters, headers=_SECRET)
 async def authorize_oauth_device(hs: Resources, body: dict, request: Request) -> JsonObject:
     """Begins a device grant, see `homeserver.users.oauth.device_grants`."""
     check_enabled(hs)

@@ -8,7 +8,7 @@ from homeserver import limits
 from homeserver.users.oauth.errors import OAuthError
 
 
-def decode_form(data: bytes) -> dict[str, list[str]]:
+def decode_parameters(data: bytes) -> dict[str, list[str]]:
     """Returns all values of each parameter. Parameters without a value are left out. Raises OAuthError."""
     values: dict[str, list[str]] = {}
     try:
@@ -24,5 +24,5 @@ def read_parameter(form: dict[str, list[str]], name: str) -> str:
     """Returns the only value of a parameter. Raises OAuthError if there is none, or more than one."""
     given = form.get(name, [])
     if len(given) != 1:
-        raise OAuthError("invalid_request", f"The request must have one parameter {name}.", errcode="M_MISSING_PARAM")
+        raise OAuthError("invalid_request", f"The request must have one parameter {name}.")
     return given[0]

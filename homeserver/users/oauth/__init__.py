@@ -5,6 +5,7 @@
 - `device_grants`: a client without a browser waits for a person who types its code on a page.
 - `sessions`: which of a user's devices belong to which client. It ends with the device, and the device with it.
 - `grants`: the token endpoint.
+- `cross_signing`: a reset of cross-signing that was approved on the account page.
 
 The grants, PKCE and the order of their checks are Authlib's, a library that is independent of storage and framework.
 Ours are the storage, the scopes and redirect URIs of Matrix, one-time codes, the rotation of refresh tokens

@@ -7,6 +7,7 @@ from homeserver.database import Transaction
 from homeserver.federation.identifiers import UserID
 from homeserver.moments import latest
 from homeserver.users.oauth.clients import delete_unused_clients
+from homeserver.users.oauth.cross_signing import delete_approval
 
 # Rows deleted by one write, so that others wait for at most some milliseconds.
 _CLIENTS_PER_WRITE = 500
@@ -32,4 +33,5 @@ def forget_oauth(tx: Transaction, user_id: UserID, erase: bool) -> bool:
     tx.run("DELETE FROM oauth_codes WHERE user_nid = ?", user_nid)
     tx.run("DELETE FROM oauth_device_grants WHERE user_nid = ?", user_nid)
     tx.run("DELETE FROM oauth_sessions WHERE user_nid = ?", user_nid)
+    delete_approval(tx, user_id)
     return False

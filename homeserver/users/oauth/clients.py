@@ -120,14 +120,14 @@ def parse_metadata(body: Mapping[str, Any]) -> Metadata:
         for uri in redirect_uris:
             check_redirect_uri(uri, host, application_type)
     except InvalidUri as error:
-        raise OAuthError("invalid_redirect_uri", str(error), errcode="M_INVALID_PARAM") from None
+        raise OAuthError("invalid_redirect_uri", str(error)) from None
     granted = [each for each in GRANT_TYPES if each in grant_types or each == "refresh_token"]
     if granted == ["refresh_token"]:
         raise _invalid(f"grant_types must contain one of authorization_code and {DEVICE_CODE}.")
     if "authorization_code" in granted and "code" not in response_types:
         raise _invalid('response_types must contain "code" for the grant type authorization_code.')
     if "authorization_code" in granted and not redirect_uris:
-        raise OAuthError("invalid_redirect_uri", "The client has no redirect URI.", errcode="M_INVALID_PARAM")
+        raise OAuthError("invalid_redirect_uri", "The client has no redirect URI.")
     return Metadata(
         client_uri=body["client_uri"],
         redirect_uris=tuple(dict.fromkeys(redirect_uris)),
@@ -161,7 +161,7 @@ def _strings(body: Mapping[str, Any], name: str, default: list[str]) -> Sequence
 
 
 def _invalid(description: str) -> OAuthError:
-    return OAuthError("invalid_client_metadata", description, errcode="M_INVALID_PARAM")
+    return OAuthError("invalid_client_metadata", description)
 
 
 # --- storage ---
@@ -173,21 +173,29 @@ def store_client(tx: Transaction, metadata: Metadata) -> Client:
     If there are too many, drops the one that was used longest ago, of those without a session. Raises OAuthError 503 if
     all have one.
     """
-    encoded = to_json(metadata)
-    digest = hashlib.sha256(encoded).digest()
-    row = tx.one("SELECT client_id FROM oauth_clients WHERE digest = ?", digest)
-    if row is not None:
-        note_client_used(tx, row[0])
-        return Client(row[0], metadata)
+    known = find_equal_client(tx, metadata)
+    if known is not None:
+        note_client_used(tx, known.client_id)
+        return known
     (count,) = tx.one("SELECT COUNT(*) FROM oauth_clients") or (0,)
     if count >= limits.users.OAUTH_CLIENTS_MAX and not delete_unused_clients(tx, at_most=1):
         raise OAuthError("temporarily_unavailable", "This server has too many clients.", status=503)
     client_id = new_token("hsoc")
     tx.run(
         "INSERT INTO oauth_clients (client_id, digest, metadata, used_ms) VALUES (?, ?, ?, ?)",
-        client_id, digest, encoded.decode(), tx.now_ms,
+        client_id, _digest_of(metadata), to_json(metadata).decode(), tx.now_ms,
     )  # fmt: skip
     return Client(client_id, metadata)
+
+
+def find_equal_client(tx: Transaction, metadata: Metadata) -> Client | None:
+    """Returns the client with this metadata."""
+    row = tx.one("SELECT client_id FROM oauth_clients WHERE digest = ?", _digest_of(metadata))
+    return None if row is None else Client(row[0], metadata)
+
+
+def _digest_of(metadata: Metadata) -> bytes:
+    return hashlib.sha256(to_json(metadata)).digest()
 
 
 def find_client(tx: Transaction, client_id: str) -> Client | None:

@@ -1,4 +1,4 @@
-"""Errors of the OAuth endpoints: their body has both the fields of OAuth and an errcode. Spec: RFC 6749, 5.2"""
+"""Errors of the OAuth endpoints, which are not those of Matrix. Spec: RFC 6749, section 5.2"""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from homeserver.errors import MatrixError
 
 
 class OAuthError(MatrixError):
-    """Answered as `{"error": code, "error_description": …, "errcode": …}`, never cached.
+    """Answered as `{"error": code, "error_description": …}`.
 
-    code: of RFC 6749, 7591 or 8628. It is where Matrix's own errors have their sentence.
+    It has no errcode: clients that see one take the answer for an error of Matrix, after which they go on with a
+    session that has ended. code: of RFC 6749, 7591 or 8628.
     """
 
-    def __init__(self, code: str, description: str, *, status: int = 400, errcode: str = "M_UNKNOWN") -> None:
-        super().__init__(status, errcode, description)
+    def __init__(self, code: str, description: str, *, status: int = 400) -> None:
+        super().__init__(status, "", description)
         self.code = code
 
     def body(self) -> dict[str, Any]:
         """The JSON body of the answer."""
-        return {"errcode": self.errcode, "error": self.code, "error_description": self.error, **self.extra}
+        described = {"error_description": self.error} if self.error else {}
+        return {"error": self.code, **described, **self.extra}

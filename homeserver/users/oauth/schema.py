@@ -63,5 +63,14 @@ SCHEMA = Schema(
             CREATE INDEX oauth_device_grants_expiry ON oauth_device_grants (expires_ms);
             """,
         ),
+        Step(
+            "002_cross_signing_resets",
+            """
+            CREATE TABLE cross_signing_resets (
+                user_nid INTEGER PRIMARY KEY,
+                until_ms INTEGER NOT NULL
+            );
+            """,
+        ),
     ),
 )

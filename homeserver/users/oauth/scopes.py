@@ -40,7 +40,7 @@ def parse_scope(text: str) -> Scope:
     if not known:
         raise InvalidScope(f"The scope must contain {_API}.")
     devices = [token for token in tokens if token.startswith((_DEVICE, _UNSTABLE_DEVICE))]
-    device_ids = {token.rpartition("client:device:")[2] for token in devices}
+    device_ids = {token.removeprefix(_DEVICE).removeprefix(_UNSTABLE_DEVICE) for token in devices}
     if len(device_ids) != 1:
         raise InvalidScope(f"The scope must contain one token {_DEVICE}DEVICE_ID.")
     device_id = device_ids.pop()

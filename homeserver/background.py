@@ -49,7 +49,7 @@ def start_background(hs: Resources, features: Iterable[Feature]) -> None:
 
 
 async def _follow(follower: Follower, hs: Resources) -> None:
-    tail = Tail(follower.name, hs.database, hs.stream, hs.metrics)
+    tail = Tail(follower.name, hs.database, hs.stream, hs.metrics, wake_keys=follower.wake_keys, rest=follower.rest)
     await tail.run(partial(follower.follow, hs), from_now=follower.from_now)
 
 

@@ -316,15 +316,19 @@ class Follower:
     """A tail: follows the change stream, see `homeserver.database.tail`.
 
     follow(hs, since, upto): called for everything committed, in order, in spans since < position ≤ upto. A span may be
-    repeated. Every commit wakes it, so one cheap read should tell that there is nothing to do; rare work belongs on a
-    worklist.
+    repeated. One cheap read should tell that there is nothing to do; rare work belongs on a worklist.
     name: the name under which its position is stored.
+    wake_keys: the stream keys of all changes that concern it, so that others need not wake it. Without any, each commit
+    does.
+    rest: for how many times as long as a span took it rests afterwards, so that it gets what comes meanwhile together.
     from_now: whether a follower that has never run begins with the next change instead of the first one.
     is_on: whether it runs under a configuration.
     """
 
     name: str
     follow: Callable[[Resources, int, int], Awaitable[None]]
+    wake_keys: tuple[str, ...] = ()
+    rest: float = 0.0
     from_now: bool = False
     is_on: Callable[[Config], bool] = lambda _: True
 

@@ -9,13 +9,14 @@ wake-up without news is possible, and a missed one is not.
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
 from itertools import repeat
 
 import trio
 
-from homeserver.limits import STREAM_KEYS_REMEMBERED_MAX
+from homeserver.limits import FOLLOWER_REST_SECONDS_MAX, STREAM_KEYS_REMEMBERED_MAX
 
 
 class _Waiter:
@@ -55,13 +56,6 @@ class Watch:
         self._keys = ()
 
 
-class _Follower:
-    __slots__ = ("event",)
-
-    def __init__(self) -> None:
-        self.event = trio.Event()
-
-
 class Stream:
     """Used on the trio thread only."""
 
@@ -74,7 +68,7 @@ class Stream:
         self._floor = position
         self._young_since = position
         self._waiters: dict[str, set[_Waiter | Watch]] = {}
-        self._followers: set[_Follower] = set()
+        self._subscriptions: set[Subscription] = set()
         self._waiting = 0
 
     @property
@@ -96,8 +90,8 @@ class Stream:
             for waiter in self._waiters.get(key, ()):
                 if position > waiter.after:
                     waiter.wake()
-        for follower in self._followers:
-            follower.event.set()
+        for subscription in self._subscriptions:
+            subscription.note(self._position)
         if len(self._young) > STREAM_KEYS_REMEMBERED_MAX:
             self._old, self._young = self._young, {}
             self._floor, self._young_since = self._young_since, self._position
@@ -111,8 +105,8 @@ class Stream:
             for waiter in waiters:
                 if position > waiter.after:
                     waiter.wake()
-        for follower in self._followers:
-            follower.event.set()
+        for subscription in self._subscriptions:
+            subscription.note(self._position)
 
     def has_news(self, keys: Collection[str], after: int) -> bool:
         """Returns whether there may be news of one of `keys` after the position `after`."""
@@ -176,29 +170,62 @@ class Stream:
                 waiters.add(waiter)
 
     @asynccontextmanager
-    async def subscribe_all(self) -> AsyncIterator[Subscription]:
-        """Yields a Subscription that is notified of every change, whatever its keys."""
-        follower = _Follower()
-        self._followers.add(follower)
+    async def subscribe(
+        self, keys: Collection[str] = (), *, lag_max: int = 0, rest: float = 0.0
+    ) -> AsyncIterator[Subscription]:
+        """Yields a Subscription, which is woken by news of these keys, and by changes of any kind: see there."""
+        subscription = Subscription(self, keys, lag_max, rest)
+        self._subscriptions.add(subscription)
         try:
-            yield Subscription(self, follower)
+            yield subscription
         finally:
-            self._followers.discard(follower)
+            self._subscriptions.discard(subscription)
+            subscription.close()
 
 
 class Subscription:
-    """Follows the whole stream. Several changes may be announced as one."""
+    """Follows the whole stream. Several changes may be announced as one.
 
-    __slots__ = ("_follower", "_stream")
+    keys: news of these is announced at once. lag_max: how many other changes may go unannounced: with 0 none, so that
+    keys are not needed. rest: for how many times as long as the follower worked between two waits nothing is announced
+    to it, so that what is committed meanwhile is announced together. After a quiet time, a change is announced at once.
+    """
 
-    def __init__(self, stream: Stream, follower: _Follower) -> None:
+    __slots__ = ("_due_at", "_event", "_keys", "_lag_max", "_rest", "_resumed_at", "_stream", "_watch")
+
+    def __init__(self, stream: Stream, keys: Collection[str], lag_max: int, rest: float) -> None:
         self._stream = stream
-        self._follower = follower
+        self._keys = keys
+        self._lag_max = lag_max
+        self._rest = rest
+        self._resumed_at = math.inf
+        self._event = trio.Event()
+        self._due_at = 0
+        self._watch = stream.watch(self._wake)
 
     async def wait(self, after: int) -> int:
-        """Waits until the stream is past `after`. Returns its position."""
+        """Waits until there are changes after the position `after` to be announced. Returns the stream's position."""
         await trio.lowlevel.checkpoint()
-        while self._stream.position <= after:
-            self._follower.event = trio.Event()
-            await self._follower.event.wait()
+        if self._rest:
+            worked_s = max(0.0, trio.current_time() - self._resumed_at)
+            self._resumed_at = math.inf  # a wait that was cancelled rests no longer
+            await trio.sleep(min(self._rest * worked_s, FOLLOWER_REST_SECONDS_MAX))
+        self._event = trio.Event()
+        self._due_at = after + self._lag_max
+        self.note(self._stream.position)
+        self._watch.move(self._keys, after)
+        await self._event.wait()
+        self._resumed_at = trio.current_time()
         return self._stream.position
+
+    def note(self, position: int) -> None:
+        """Notes that changes up to a position are committed."""
+        if position > self._due_at:
+            self._event.set()
+
+    def close(self) -> None:
+        """Ends it."""
+        self._watch.close()
+
+    def _wake(self) -> None:
+        self._event.set()

@@ -1,5 +1,14 @@
 """Tail: follows the change stream from a stored position: at least once, across restarts, on one node at a time.
 
+Theory of operation. A tail reads every span of the stream, and stores its position only after that. What wakes it is
+only a matter of time:
+
+- By default each commit does. A tail with `rest` rests so many times as long as its last span took: it takes what
+  is committed meanwhile together, and has only a part of the server's time, however much there is to do.
+- A tail with `wake_keys` sleeps until one of them has news, or TAIL_LAG_MAX positions have come. Then it reads the
+  whole span, in which the other changes mean nothing to it. A missing wake makes it late, never makes it miss a change;
+  and a restart, after which nobody remembers who was woken, makes it read a few positions more.
+
 If a position cannot be processed, it is parked and the tail goes on with the next: see `lane`. If it is tried again
 later, it comes after newer positions.
 """
@@ -8,14 +17,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 import trio
 
 from homeserver.database import Database, DatabaseError, Transaction
 from homeserver.database.lane import Lane
+from homeserver.database.parked import RETRY_KEY
 from homeserver.database.stream import Stream
-from homeserver.limits import TAIL_SPAN_MAX, TAIL_STORE_SECONDS
+from homeserver.limits import TAIL_LAG_MAX, TAIL_SPAN_MAX, TAIL_STORE_SECONDS
 from homeserver.process.metrics import Metrics
 
 _log = logging.getLogger(__name__)
@@ -49,13 +59,20 @@ class Tail:
         stream: Stream,
         metrics: Metrics,
         *,
+        wake_keys: Collection[str] = (),
+        rest: float = 0.0,
         span_max: int = TAIL_SPAN_MAX,
         store_seconds: float = TAIL_STORE_SECONDS,
     ) -> None:
-        """span_max: how many positions fn gets at once. store_seconds: how late its position may be stored."""
+        """wake_keys, rest: see the theory of operation. span_max: how many positions fn gets at once.
+
+        store_seconds: how late its position may be stored.
+        """
         self._name = name
         self._database = database
         self._stream = stream
+        self._wake_keys = (*wake_keys, RETRY_KEY) if wake_keys else ()
+        self._rest = rest
         self._span_max = span_max
         self._store_seconds = store_seconds
         self._lane = Lane(f"tail {name}", database, metrics)
@@ -89,7 +106,8 @@ class Tail:
         self._since = self._stored = position
 
     async def _follow(self, follow: Callable[[Sequence[int]], Awaitable[None]]) -> None:
-        async with self._stream.subscribe_all() as subscription:
+        lag_max = TAIL_LAG_MAX if self._wake_keys else 0
+        async with self._stream.subscribe(self._wake_keys, lag_max=lag_max, rest=self._rest) as subscription:
             last_stored = trio.current_time()
             while True:
                 position = self._since

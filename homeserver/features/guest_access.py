@@ -18,6 +18,7 @@ from homeserver.federation.identifiers import RoomID
 from homeserver.resources import Resources
 from homeserver.rooms.append import append_local
 from homeserver.rooms.guests import list_closed_to_guests
+from homeserver.rooms.heads import STATE_CHANGES
 from homeserver.rooms.membership import list_joined_from
 
 _log = logging.getLogger(__name__)
@@ -50,5 +51,5 @@ def _take_some_out(tx: Transaction, room_id: RoomID) -> bool:
 FEATURE = Feature(
     name="guest_access",
     spec="client-server-api/#guest-access",
-    tails=(Follower("guest_access", take_guests_out, from_now=True, is_on=_has_guests),),
+    tails=(Follower("guest_access", take_guests_out, wake_keys=(STATE_CHANGES,), from_now=True, is_on=_has_guests),),
 )

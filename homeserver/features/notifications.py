@@ -45,6 +45,9 @@ LIMIT_MAX = 100
 
 # The position up to which the tail has come is stored at least this often: syncs judge what lies after it themselves.
 STORE_EVERY = UNREACHED_MAX // 4
+# The tail rests so many times as long as it worked, so that a busy server judges and stores some messages together,
+# in a commit that others seldom wait for. Only pushes come later by that.
+REST = 10
 
 routes = Routes()
 
@@ -173,6 +176,6 @@ FEATURE = Feature(
     limits={"notifications": Bucket(30, 1)},  # a page reads a little of each room
     sync_always=tell_counts,
     recount=recount,
-    tails=(Follower(TAIL, follow, from_now=True),),
+    tails=(Follower(TAIL, follow, rest=REST, from_now=True),),
     forget_user=forget_notifications,
 )

@@ -24,9 +24,10 @@ from homeserver.feature import Feature, Follower, JsonObject
 from homeserver.federation.identifiers import UserID, localpart_of, server_name_of
 from homeserver.limits import Bucket
 from homeserver.resources import Resources
+from homeserver.rooms.heads import STATE_CHANGES
 from homeserver.rooms.member_changes import Joined, is_open, list_joined, list_members_after
 from homeserver.users.directory_words import are_found, words_of, words_of_person
-from homeserver.users.profile import list_renames
+from homeserver.users.profile import RENAMES, list_renames
 from homeserver.users.user_directory import (
     SCHEMA,
     Name,
@@ -212,7 +213,7 @@ FEATURE = Feature(
     schema=SCHEMA,
     routes=routes,
     limits={"user_directory": Bucket(60, 10)},  # clients search at each keystroke
-    tails=(Follower(TAIL, follow_members),),
+    tails=(Follower(TAIL, follow_members, wake_keys=(STATE_CHANGES, RENAMES)),),
     forget_user=forget_words,
     forget_room=forget_room_words,
 )

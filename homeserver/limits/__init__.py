@@ -37,6 +37,10 @@ INTERNED_STRING_MAX_BYTES = 2048
 STREAM_KEYS_REMEMBERED_MAX = 10_000
 # Positions that a tail gets at once. Limits how much it holds in memory, and how much it repeats after a crash.
 TAIL_SPAN_MAX = 1000
+# Positions by which a tail that waits for certain keys may be behind. A span of so many is one short read.
+TAIL_LAG_MAX = 500
+# The longest rest of a tail that works only a part of the time. On a slow disk or a busy machine others need it most.
+FOLLOWER_REST_SECONDS_MAX = 0.25
 # How late a tail may store its position. A write for every change and every tail would cost more than the change.
 TAIL_STORE_SECONDS = 1.0
 

@@ -149,7 +149,7 @@ class Sender:
     # Following the stream
 
     async def _follow(self) -> None:
-        async with self._hs.stream.subscribe_all() as subscription:
+        async with self._hs.stream.subscribe() as subscription:
             while True:
                 committed = await subscription.wait(self._position)
                 while self._position < committed:

@@ -37,7 +37,7 @@ def advance_onto(tx: Transaction, head: Head, event: Event, position: int) -> No
         root = state_tree.apply(tx, root, {(tx.intern(event.type), tx.intern(event.state_key)): position})
     replace_head(
         tx,
-        head.room_nid,
+        head,
         state_root=root,
         extremities=((position, event.event_id),),
         depth=event.depth,
@@ -67,7 +67,7 @@ def advance_beside(
     newest = max(position, tx.position)
     replace_head(
         tx,
-        head.room_nid,
+        head,
         state_root=root,
         extremities=extremities,
         depth=event.depth if is_alone else max(event.depth, head.depth),
@@ -102,7 +102,7 @@ def _replace_state(
         store_resolved_head(tx, head.room_nid, last_position << ORDERING_SHIFT, root)
     replace_head(
         tx,
-        head.room_nid,
+        head,
         state_root=root,
         extremities=extremities,
         depth=depth,

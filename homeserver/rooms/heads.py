@@ -29,6 +29,9 @@ _HEAD_ROW = row_types(str, int, bytes, bytes, int, int, int, int)
 
 StateKey = tuple[str, str]
 
+STATE_CHANGES = "state changes"
+"""The stream key of every write that changes the current state of a room, what its events say, or its memberships."""
+
 
 @dataclass(frozen=True, slots=True)
 class Head:
@@ -121,21 +124,23 @@ def set_create_position(tx: Transaction, room_nid: int, create_position: int) ->
 
 def replace_head(
     tx: Transaction,
-    room_nid: int,
+    head: Head,
     *,
     state_root: bytes,
     extremities: Sequence[tuple[int, EventID]],
     depth: int,
     last_position: int,
 ) -> None:
-    """Moves the head. `extremities`: positions and event IDs."""
+    """Moves the head, and wakes STATE_CHANGES if the state changes. `extremities`: positions and event IDs."""
+    if state_root != head.state_root:
+        tx.wakes.add(STATE_CHANGES)
     tx.run(
         "UPDATE rooms SET state_root = ?, extremities = ?, depth = ?, last_position = ? WHERE room_nid = ?",
         state_root,
         _pack([part for position, event_id in sorted(extremities) for part in (position, event_key(event_id))]),
         depth,
         last_position,
-        room_nid,
+        head.room_nid,
     )
 
 

@@ -18,7 +18,7 @@ from homeserver.encoding import to_json
 from homeserver.errors import forbidden
 from homeserver.federation.identifiers import RoomID, ServerName, UserID, server_name_of
 from homeserver.limits import EVENT_CONTENT_BYTES_MAX
-from homeserver.rooms.heads import Head, find_head
+from homeserver.rooms.heads import STATE_CHANGES, Head, find_head
 from homeserver.rooms.sealed_rows import RowOpener, open_stripped, seal_stripped
 
 _log = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ def store_memberships(tx: Transaction, room_nid: int, rows: Sequence[MembershipR
         ],
     )
     tx.run("UPDATE rooms SET members_position = ? WHERE room_nid = ?", changed_position, room_nid)
-    tx.wakes.update([row.user_id for row in rows])
+    tx.wakes.update([STATE_CHANGES, *(row.user_id for row in rows)])
 
 
 def count_pending(tx: Transaction, user_id: str) -> tuple[int, int]:

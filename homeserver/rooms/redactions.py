@@ -17,7 +17,7 @@ from homeserver.federation.redaction import redact
 from homeserver.rooms.advance import STRIPPED_KEYS, stripped_state
 from homeserver.rooms.envelope import event_key
 from homeserver.rooms.events import forget_auth_event, to_events
-from homeserver.rooms.heads import StateKey, find_head, state_events
+from homeserver.rooms.heads import STATE_CHANGES, StateKey, find_head, state_events
 from homeserver.rooms.membership import list_outsiders, list_told_of, replace_stripped
 from homeserver.rooms.relations import delete_relation
 from homeserver.rooms.rewrites import note_rewrite
@@ -127,6 +127,7 @@ def _apply(tx: Transaction, target: StoredEvent, redaction: Event, position: int
     delete_relation(tx, target)
     forget_auth_event(tx, target.position)
     if target.state_key is not None:
+        tx.wakes.add(STATE_CHANGES)
         _tell_invited_anew(tx, target)
     return True
 

@@ -37,6 +37,7 @@ SCHEMA = Schema(
     ),
 )
 
+RENAMES = "renames"  # the stream key that wakes who reads profile_renames
 MEMBER_FIELDS = ("displayname", "avatar_url")
 """The fields that are copied to member events."""
 
@@ -74,6 +75,7 @@ def store_field(tx: Transaction, user_id: UserID, field: str, value: bytes | Non
         return False
     if field == "displayname":
         tx.run("INSERT INTO profile_renames (user_nid) VALUES (?) ON CONFLICT (user_nid) DO NOTHING", nid)
+        tx.wake(RENAMES)
     if value is None:
         tx.run("DELETE FROM profiles WHERE user_nid = ? AND field = ?", nid, field)
         return True

@@ -105,7 +105,7 @@ class _Delivery:
         hs = self._hs
         self._progress = await hs.database.write(create_progress, self._service.id)
         self._stored, self._stored_s = self._progress.acked, trio.current_time()
-        async with hs.stream.subscribe_all() as subscription:
+        async with hs.stream.subscribe() as subscription:
             while True:
                 await self._pause()
                 await self._retry_parked()

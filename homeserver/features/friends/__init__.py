@@ -22,6 +22,7 @@ from homeserver.limits.users import FRIEND_MESSAGE_BYTES_MAX
 from homeserver.remote.leaves import leave_room
 from homeserver.remote.profiles import fetch_profile
 from homeserver.resources import Resources
+from homeserver.rooms.heads import STATE_CHANGES
 from homeserver.users.account_data import find_account_data, list_changes, store_account_data
 from homeserver.users.blocking import IGNORED_TYPE, ignored_in_sync, ignored_users
 from homeserver.users.friend_rooms import read_states, refresh
@@ -164,7 +165,7 @@ FEATURE = Feature(
     routes=routes,
     edus=EDUS,
     sync=sync_friends,
-    tails=(Follower("friends", follow, is_on=lambda config: config.friends.enabled),),
+    tails=(Follower("friends", follow, wake_keys=(STATE_CHANGES,), is_on=lambda config: config.friends.enabled),),
     background=(settle_later,),
     forget_user=forget_friends,
 )

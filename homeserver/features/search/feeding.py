@@ -98,7 +98,7 @@ async def follow(hs: Resources) -> None:
         return
     known, has_deleted, is_partial = _find_known(hs)
     purge_at = trio.current_time()
-    async with hs.stream.subscribe_all() as subscription:
+    async with hs.stream.subscribe() as subscription:
         while True:
             if is_partial:
                 await trio.lowlevel.checkpoint()

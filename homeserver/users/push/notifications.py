@@ -42,6 +42,8 @@ PRUNED_EVERY = 256
 """An event whose position is a multiple of this makes the tail delete older notifications: some 2 ms of work."""
 UNREACHED_MAX = 500
 """Positions by which the tail may be behind while a sync judges events itself: at most 20 ms of work."""
+UNREACHED_CACHED_MAX = 4
+"""Spans whose events are kept for other readers of the same span: each has a megabyte at most in ordinary rooms."""
 
 # thread: the position of its root, 0 in the main timeline. level: 1 notifies, 2 is also a highlight; 0 does neither.
 # actions: JSON, NULL for ["notify"]. late_rooms: the position at which the counts of a room changed without an event;
@@ -220,7 +222,7 @@ def count_unread(
     silent = tx.find_all({user_id, *(ignored_users(tx, user_id) if ignored is None else ignored)})
     reader = _Reader(user_id, tx.find(user_id), frozenset(silent.values()))
     read = find_read(tx, user_id, nids)
-    unreached = _list_unreached(tx, nids.values())
+    unreached = _list_unreached(tx)
     return {
         nids[nid]: _count_room(tx, reader, nid, up_to, unreached.get(nids[nid], _NO_EVENTS))
         for nid, up_to in read.items()
@@ -275,19 +277,25 @@ class _Unreached:
 _NO_EVENTS = _Unreached()
 
 
-def _list_unreached(tx: Transaction, room_ids: Collection[RoomID]) -> Mapping[RoomID, _Unreached]:
+def _list_unreached(tx: Transaction) -> Mapping[RoomID, _Unreached]:
+    """Returns what the tail has not reached, by room. Syncs that wake for the same message share it."""
     reached = find_position(tx, TAIL)
     if reached is None or not 0 < tx.position - reached <= UNREACHED_MAX:
         return {}
+    cache = tx.cache("unreached_events", UNREACHED_CACHED_MAX)
+    known: dict[RoomID, _Unreached] | None = cache.get((reached, tx.position))
+    if known is not None:
+        return known
     stored = list_stored(tx, list_positions(tx, reached, tx.position))
-    wanted = frozenset(room_ids)
     found: dict[RoomID, _Unreached] = {}
     for _, event in sorted(stored.items()):
-        if event.room_id in wanted and isinstance(event, TimelineEvent) and is_new(event):
+        if isinstance(event, TimelineEvent) and is_new(event):
             of_room = found.setdefault(event.room_id, _Unreached())
             of_room.events.append(event)
             if event.type == "m.room.redaction":
                 of_room.redacted |= {target.ordering for target in find_redacted(tx, event)}
+    if not tx.is_write:
+        cache.put((reached, tx.position), found)
     return found
 
 
@@ -410,8 +418,8 @@ def _list_unreached_notifications(
     tx: Transaction, user_id: UserID, rooms: Mapping[str, int], silent: Collection[int], before: int, lowest: int
 ) -> Iterator[tuple[int, str | None, int, int]]:
     """Yields ordering, actions, room and thread of the notifications that the tail has not stored yet."""
-    for room_id, unreached in _list_unreached(tx, [RoomID(name) for name in rooms]).items():
-        for event in unreached.events:
+    for room_id, unreached in _list_unreached(tx).items():
+        for event in unreached.events if room_id in rooms else ():
             outcome = judge_for(tx, event, user_id)
             if outcome.level >= lowest and event.ordering < before and tx.find(event.sender) not in silent:
                 yield event.ordering, pack_actions(outcome), rooms[room_id], judge(tx, event).thread

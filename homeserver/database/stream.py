@@ -20,14 +20,17 @@ from homeserver.limits import FOLLOWER_REST_SECONDS_MAX, STREAM_KEYS_REMEMBERED_
 
 
 class _Waiter:
-    __slots__ = ("after", "scope")
+    __slots__ = ("after", "quiet_upto", "scope")
 
     def __init__(self, after: int, deadline: float) -> None:
         self.after = after
+        self.quiet_upto: int | None = None
         self.scope = trio.CancelScope(deadline=deadline)  # cancelled by news
 
-    def wake(self) -> None:
-        self.scope.cancel()
+    def wake(self, quiet_upto: int) -> None:
+        if self.quiet_upto is None:
+            self.quiet_upto = quiet_upto
+            self.scope.cancel()
 
 
 class Watch:
@@ -35,7 +38,7 @@ class Watch:
 
     __slots__ = ("_keys", "_stream", "after", "wake")
 
-    def __init__(self, stream: Stream, wake: Callable[[], None]) -> None:
+    def __init__(self, stream: Stream, wake: Callable[[int], None]) -> None:
         self._stream = stream
         self._keys: Collection[str] = ()
         self.after = 0
@@ -48,7 +51,7 @@ class Watch:
             self._keys = keys
         self.after = after
         if self._stream.has_news(keys, after):
-            self.wake()
+            self.wake(after)
 
     def close(self) -> None:
         """Ends it."""
@@ -83,13 +86,14 @@ class Stream:
 
     def notify(self, position: int, keys: Iterable[str]) -> None:
         """Announces that changes up to `position` are committed, and that `keys` have news. Never blocks."""
+        before = min(self._position, position - 1)
         if position > self._position:
             self._position = position
         for key in keys:
             self._young[key] = max(position, self._young.get(key, 0))
             for waiter in self._waiters.get(key, ()):
                 if position > waiter.after:
-                    waiter.wake()
+                    waiter.wake(max(before, waiter.after))
         for subscription in self._subscriptions:
             subscription.note(self._position)
         if len(self._young) > STREAM_KEYS_REMEMBERED_MAX:
@@ -104,7 +108,7 @@ class Stream:
         for waiters in self._waiters.values():
             for waiter in waiters:
                 if position > waiter.after:
-                    waiter.wake()
+                    waiter.wake(waiter.after)
         for subscription in self._subscriptions:
             subscription.note(self._position)
 
@@ -133,9 +137,19 @@ class Stream:
 
         until: awaited meanwhile. If it returns or raises, the wait ends. News and the deadline cancel it.
         """
+        position, _ = await self.wait_longer(keys, after, deadline, until)
+        return position
+
+    async def wait_longer(
+        self, keys: Collection[str], after: int, deadline: float, until: Callable[[], Awaitable[object]]
+    ) -> tuple[int, int]:
+        """Does the same as `wait`, and also returns up to which position the keys had no news: `after` or later.
+
+        The second holds only if no other node writes to the database, whose changes may be announced too late.
+        """
         if self.has_news(keys, after):
             await trio.lowlevel.checkpoint()
-            return self._position
+            return self._position, after
         waiter = _Waiter(after, deadline)
         self.change_waiter(waiter, (), keys)
         self._waiting += 1
@@ -145,12 +159,15 @@ class Stream:
         finally:
             self._waiting -= 1
             self.change_waiter(waiter, keys, ())
-        return self._position if self.has_news(keys, after) else after
+        if not self.has_news(keys, after):
+            return after, after
+        return self._position, after if waiter.quiet_upto is None else waiter.quiet_upto
 
-    def watch(self, wake: Callable[[], None]) -> Watch:
+    def watch(self, wake: Callable[[int], None]) -> Watch:
         """Returns what calls `wake`, which must not block, at news of the keys that `Watch.move` names.
 
-        For those who would otherwise have a waiting task each. It is called as often as there is news.
+        For those who would otherwise have a waiting task each. It is called as often as there is news. wake(quiet_upto)
+        is told up to which position the keys had no news, as by `wait_longer`.
         """
         return Watch(self, wake)
 
@@ -227,5 +244,5 @@ class Subscription:
         """Ends it."""
         self._watch.close()
 
-    def _wake(self) -> None:
+    def _wake(self, quiet_upto: int) -> None:
         self._event.set()

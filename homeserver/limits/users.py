@@ -116,6 +116,11 @@ DELAYED_EVENTS_FINALISED_MAX = 100
 DELAYED_EVENTS_PER_READ = 100
 DELAYED_EVENTS_AT_ONCE_MAX = 16
 
+# Syncs
+
+# Long polls that get their news from one read: a read must not keep the database's thread for long.
+SYNCS_PER_READ_MAX = 256
+
 # Lazy loading
 
 # Rooms per device for which we remember which members the device knows: 60 MB if each has the maximum number, and

@@ -23,10 +23,10 @@ from homeserver.federation.identifiers import UserID
 from homeserver.limits import Bucket
 from homeserver.resources import Resources
 from homeserver.rooms.timeline import Token, find_since, parse_sync_token
-from homeserver.sync.broadcast import Listener, Told, broadcast
-from homeserver.sync.engine import Engine, SyncRequest
+from homeserver.sync.engine import Engine
 from homeserver.sync.event_stream import EventStreamQuery, event_stream_routes
 from homeserver.sync.initial_sync import initial_sync_routes
+from homeserver.sync.request import SyncRequest
 from homeserver.sync.sections import Sections
 from homeserver.sync.sliding import SYNC_TIMEOUT_MS_MAX, UNSTABLE_FEATURE, routes_of
 
@@ -82,11 +82,6 @@ class Syncs:
             token_position=token_position,
         )
 
-    async def broadcast(self, hs: Resources, listeners: Sequence[Listener]) -> list[Told | None]:
-        """Returns what each of them gets of new messages, in the same order; None if the engine must answer it."""
-        generation = hs.database.generation
-        return await hs.database.read(broadcast, self.sections, self.engine.told, generation, listeners)
-
 
 def feature_of(syncs: Syncs) -> Feature:
     """Returns the feature that answers /sync with the sections of all others."""
@@ -94,7 +89,7 @@ def feature_of(syncs: Syncs) -> Feature:
     routes = Routes()
 
     @routes.get("/_matrix/client/v3/sync", rate_limit="sync", waits=True, allow_guest=True)
-    async def sync_events(hs: Resources, requester: Requester, request: Request, query: SyncQuery) -> dict[str, Any]:
+    async def sync_events(hs: Resources, requester: Requester, request: Request, query: SyncQuery) -> Any:
         sync = await syncs.make_request(hs, requester, query, request.token_position)
         return await engine.sync(hs, sync, request.wait_ended)
 

@@ -31,8 +31,8 @@ from homeserver.rooms.resolve import StateAt
 from homeserver.rooms.storage import count_messages, list_rooms_with_events
 from homeserver.rooms.timeline import Tokens
 from homeserver.rooms.visibility import Memberships
-from homeserver.sync.engine import SyncRequest
 from homeserver.sync.lazy_members import DeviceMembers, ToldMembers
+from homeserver.sync.request import SyncRequest
 from homeserver.sync.room import Viewer, list_unknown_members
 from homeserver.sync.room_news import SharedMessages, find_shared_messages, is_shareable
 from homeserver.sync.sections import Sections
@@ -45,11 +45,13 @@ _JOINED_CACHED_MAX = 50_000  # (user, state): some 200 bytes each
 class Listener:
     """A client that waits for news, and what its last answer was made of.
 
-    request: from where the client has everything. always: the parts of every answer as JSON, each with a comma before
-    it. counts: the `unread_notifications` of rooms, as far as they are known.
+    since: from where it has everything: the request's `since`, or a later position up to which its keys had no news.
+    always: the parts of every answer as JSON, each with a comma before it. counts: the `unread_notifications` of rooms,
+    as far as they are known.
     """
 
     request: SyncRequest
+    since: int
     keys: frozenset[str]
     ignored: frozenset[str]
     always: bytes
@@ -84,7 +86,7 @@ def broadcast(
     spans: dict[int, _Span | None] = {}
     answers: list[Told | None] = []
     for listener in listeners:
-        since = listener.request.since or 0
+        since = listener.since
         if since not in spans:
             spans[since] = _Span.read(tx, sections, told, generation, since)
         span = spans[since]

@@ -6,8 +6,9 @@ Theory of operation. A sync goes through these steps; the first two share one re
    in one transaction, and the answer is read after that.
 2. The answer is read from one snapshot: the rooms, then the news of the features, then what every answer includes.
 3. If there is news, or the client asked for everything, it gets the answer.
-4. Otherwise the engine waits until one of the answer's keys (the user, the rooms) has news, and reads again. The
-   parts that every answer includes never end the wait; the client gets them with the next news, or at the timeout.
+4. Otherwise the engine waits until one of the answer's keys (the user, the rooms) has news, and reads again, together
+   with the other clients that wake, if the news is the same for all of them (`together`). The parts that every answer
+   includes never end the wait; the client gets them with the next news, or at the timeout.
 
 A quiet sync skips step 2, and step 1 while every feature has said that it will have nothing to write. The engine
 remembers the keys of each user, and the parts for every answer of each device, with the position at which they were
@@ -19,18 +20,21 @@ Spec: client-server-api/#syncing
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
+import orjson
 import trio
 
-from homeserver.api.filters import Filter, RoomEventFilter, wants, wants_room
-from homeserver.authenticate import Requester, check_token
+from homeserver.api.filters import RoomEventFilter, wants, wants_room
+from homeserver.authenticate import check_token
 from homeserver.database import DatabaseDamaged, Transaction
 from homeserver.database.cache import Cache
-from homeserver.feature import JsonObject, PresenceState, RoomSection, SyncContext, SyncStart
-from homeserver.federation.identifiers import RoomID, UserID
+from homeserver.encoding import to_json
+from homeserver.feature import JsonObject, RoomSection, SyncContext, SyncStart
+from homeserver.federation.identifiers import RoomID
 from homeserver.process.token_cache import tokens_key
 from homeserver.resources import Resources
 from homeserver.rooms.heads import find_head
@@ -38,69 +42,27 @@ from homeserver.rooms.membership import RoomMembership, list_memberships
 from homeserver.rooms.resolve import StateAt
 from homeserver.rooms.storage import count_messages
 from homeserver.rooms.timeline import Tokens, after_position
+from homeserver.sync.broadcast import Listener, Told, can_listen
 from homeserver.sync.lazy_members import DeviceMembers, ToldMembers
+from homeserver.sync.request import SyncRequest
 from homeserver.sync.room import Viewer, joined_room, left_room, was_joined
 from homeserver.sync.room_news import find_room_entry, is_shareable
 from homeserver.sync.sections import Sections, add_sections, is_due
-from homeserver.sync.waiting import USERS_REMEMBERED_MAX, Preparation, wait_for_news
+from homeserver.sync.together import Together
+from homeserver.sync.waiting import USERS_REMEMBERED_MAX, Preparation
 from homeserver.users.blocking import ignored_users, read_invite_filter
 
 # The longest span in which we count messages before we ask the features: a few µs each, against some 20 µs per feature.
 SPAN_EXAMINED_MAX = 10
-
-
-class SyncRequest(msgspec.Struct, frozen=True):
-    """A decoded `/sync` request. `since` is None on an initial sync; `timeout_ms` is how long to wait for news.
-
-    token_position: the position of the stream before the requester's token was read; 0 if it is not known.
-
-    queue_since: up to where the client has received its queue, see `SyncContext`. None: up to `since`, like all else.
-
-    is_anew: the client has synced before, but against another history (the database was restored). The answer contains
-    everything, including the rooms that the user has left. Every timeline is `limited`, so that the client discards its
-    events instead of appending the new ones to them.
-    """
-
-    requester: Requester
-    since: int | None
-    filter: Filter
-    is_anew: bool = False
-    timeout_ms: int = 0
-    queue_since: int | None = None
-    full_state: bool = False
-    use_state_after: bool = False
-    set_presence: PresenceState = "online"
-    token_position: int = 0
-
-    @property
-    def user_id(self) -> UserID:
-        return self.requester.user_id
-
-    @property
-    def device(self) -> tuple[UserID, str]:
-        return (self.requester.user_id, self.requester.device_id)
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether the client asks for everything, so that it gets an answer without waiting for news."""
-        return self.since is None or self.full_state
-
-    @property
-    def queue_begin(self) -> int:
-        """Up to where the client has received its queue; 0 on an initial sync."""
-        return (self.since or 0) if self.queue_since is None else self.queue_since
-
-    @property
-    def start(self) -> SyncStart:
-        """The start of this sync, as features receive it."""
-        return SyncStart(*self.device, self.since or 0, self.queue_begin, self.set_presence, self.is_anew)
+# Rooms whose unread counts are kept for a device: those with the latest news. 2 KiB at most.
+COUNTS_KEPT_MAX = 8
 
 
 class SyncAnswer(msgspec.Struct, frozen=True):
     """An answer, the position that it covers, whether it has news, and the keys to wait for if it has none.
 
     body: the answer without `next_batch` and without `always`, the top-level parts that every answer includes.
-    ignored: by the user; None if it has not been read.
+    ignored: by the user; None if it has not been read. counts: the `unread_notifications` of rooms that are known.
     """
 
     body: dict[str, Any]
@@ -111,6 +73,16 @@ class SyncAnswer(msgspec.Struct, frozen=True):
     keys: frozenset[str]
     members: DeviceMembers
     ignored: frozenset[str] | None = None
+    counts: Mapping[RoomID, JsonObject] = {}
+
+
+class _Kept(NamedTuple):
+    """What is known of a device's last answer, and up to which position it holds. See `SyncAnswer`."""
+
+    upto: int
+    always: JsonObject
+    ignored: frozenset[str] | None
+    counts: Mapping[RoomID, JsonObject]
 
 
 class Engine:
@@ -120,25 +92,75 @@ class Engine:
         self._sections = sections
         self._preparation = Preparation(sections)
         self.told = ToldMembers()  # which member events each device has received
+        self.together = Together(sections, self.told)
         self._keys = Cache(USERS_REMEMBERED_MAX)  # user ID → (keys, the position at which they were read)
-        # (user ID, device ID) → (the parts for every answer, the position at which they were read)
-        self._always = Cache(USERS_REMEMBERED_MAX)
+        self._kept = Cache(USERS_REMEMBERED_MAX)  # (user ID, device ID) → _Kept
 
     async def sync(
         self, hs: Resources, request: SyncRequest, wait_ended: Callable[[], Awaitable[None]] = trio.sleep_forever
-    ) -> dict[str, Any]:
+    ) -> dict[str, Any] | orjson.Fragment:
         """Returns the answer: at once with news or if all was asked for, else with the next news or at the timeout.
 
         wait_ended: raises when nobody waits for the answer any more.
         """
         began = trio.current_time() if request.timeout_ms else 0.0
         answer = await self.first_answer(hs, request)
-        if request.timeout_ms and not request.is_whole:
-            deadline = began + request.timeout_ms / 1000
-            answer = await wait_for_news(
-                hs, answer, lambda: self._read(hs, request, _recompute(hs, request)), deadline, wait_ended
+        if answer.has_news or request.is_whole or not request.timeout_ms:
+            return body_of(hs, answer)
+        return await self._wait(hs, request, answer, began + request.timeout_ms / 1000, wait_ended)
+
+    async def _wait(
+        self,
+        hs: Resources,
+        request: SyncRequest,
+        answer: SyncAnswer,
+        deadline: float,
+        wait_ended: Callable[[], Awaitable[None]],
+    ) -> dict[str, Any] | orjson.Fragment:
+        """Returns the first answer with news; at the deadline the last one."""
+        while trio.current_time() < deadline:
+            position, quiet_upto = await hs.stream.wait_longer(answer.keys, answer.upto, deadline, wait_ended)
+            if position <= answer.upto:
+                break
+            told = await self._hear(hs, request, answer, quiet_upto)
+            if told is None:
+                answer = await self._read(hs, request, _recompute(hs, request))
+                if answer.has_news:
+                    return body_of(hs, answer)
+                continue
+            answer = msgspec.structs.replace(
+                answer, upto=told.upto, queue_upto=told.upto, counts=_newest(answer.counts, told.counts)
             )
+            if told.body:
+                self._keep(request, answer)
+                return orjson.Fragment(told.body)
+        self._keep(request, answer)
         return body_of(hs, answer)
+
+    async def _hear(self, hs: Resources, request: SyncRequest, answer: SyncAnswer, quiet_upto: int) -> Told | None:
+        """Returns what a client is told together with others; None if it must be answered alone.
+
+        answer: its last one, which still holds at `quiet_upto`.
+        """
+        if answer.ignored is None or answer.queue_upto < answer.upto or not can_listen(request):
+            return None
+        if hs.database.is_shared or hs.stream.has_news((tokens_key(request.user_id),), request.token_position):
+            return None  # other nodes' changes may not be announced yet; and the token may have ended
+        listener = Listener(
+            request, quiet_upto, answer.keys, answer.ignored, encode_always(answer.always), answer.counts
+        )
+        return await self.together.hear(hs, listener)
+
+    def _keep(self, request: SyncRequest, answer: SyncAnswer) -> None:
+        self._kept.put(request.device, _Kept(answer.upto, answer.always, answer.ignored, answer.counts))
+
+    def _counts_after(self, request: SyncRequest, answer: SyncAnswer) -> Mapping[RoomID, JsonObject]:
+        """Returns the counts that the answer tells, and those that the device has been told before."""
+        if not can_listen(request):
+            return {}
+        kept: _Kept | None = self._kept.get(request.device)
+        is_next = kept is not None and kept.upto == request.since and kept.ignored == answer.ignored
+        return _newest(kept.counts if kept is not None and is_next else {}, counts_in(answer))
 
     async def prepare(self, hs: Resources, start: SyncStart) -> None:
         """Lets features write what is due, without an answer: the client has everything up to `start.since`."""
@@ -180,8 +202,9 @@ class Engine:
         if answer is not None:
             answer.members.remember(answer.upto)
             self._keys.put(request.user_id, (answer.keys, answer.upto))
-            if self._sections.always and not around_damage:  # else parts may be missing
-                self._always.put(request.device, (answer.always, answer.upto))
+            if not around_damage:  # else parts may be missing
+                answer = msgspec.structs.replace(answer, counts=self._counts_after(request, answer))
+                self._keep(request, answer)
         return answer
 
     def _quiet_answer(self, hs: Resources, request: SyncRequest) -> SyncAnswer | None:
@@ -191,18 +214,35 @@ class Engine:
         if request.timeout_ms == 0 and hs.database.is_shared:
             return None  # the client asks what is new now, and another node's commit may not be known here yet
         known = self._keys.get(request.user_id)
-        always: tuple[dict[str, Any], int] | None = ({}, request.since)
-        if self._sections.always:
-            always = self._always.get(request.device)
-        if known is None or always is None:
+        kept: _Kept | None = self._kept.get(request.device)
+        if known is None or kept is None:
             return None
         keys, position = known
         # The keys are valid as long as the user's own key has no news: every membership change wakes its user.
-        if hs.stream.has_news((request.user_id,), position) or hs.stream.has_news(keys, min(request.since, always[1])):
+        if hs.stream.has_news((request.user_id,), position) or hs.stream.has_news(keys, min(request.since, kept.upto)):
             return None
         # never backwards: a client may know of a commit before the stream does
         upto = max(hs.stream.position, request.since)
-        return SyncAnswer({}, always[0], upto, upto, False, keys, _members_of(request, self.told))
+        return SyncAnswer(
+            {}, kept.always, upto, upto, False, keys, _members_of(request, self.told), kept.ignored, kept.counts
+        )
+
+
+def counts_in(answer: SyncAnswer) -> Mapping[RoomID, JsonObject]:
+    """Returns the unread counts of rooms that an answer tells."""
+    rooms: dict[RoomID, JsonObject] = answer.body.get("rooms", {}).get("join", {})
+    return {room_id: room["unread_notifications"] for room_id, room in rooms.items() if "unread_notifications" in room}
+
+
+def encode_always(always: JsonObject) -> bytes:
+    """Returns the parts of every answer as JSON, each with a comma before it."""
+    return b"".join(b",%b:%b" % (to_json(name), to_json(each)) for name, each in always.items())
+
+
+def _newest(before: Mapping[RoomID, JsonObject], told: Mapping[RoomID, JsonObject]) -> Mapping[RoomID, JsonObject]:
+    """Returns the counts of the rooms that had news last."""
+    counts = {**{room_id: count for room_id, count in before.items() if room_id not in told}, **told}
+    return dict(islice(counts.items(), max(0, len(counts) - COUNTS_KEPT_MAX), None))
 
 
 def body_of(hs: Resources, answer: SyncAnswer) -> dict[str, Any]:

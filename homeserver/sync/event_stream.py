@@ -23,7 +23,8 @@ from homeserver.errors import MatrixError
 from homeserver.feature import PresenceState
 from homeserver.process.token_cache import tokens_key
 from homeserver.resources import Resources
-from homeserver.sync.engine import Engine, SyncRequest, body_of
+from homeserver.sync.engine import Engine, body_of
+from homeserver.sync.request import SyncRequest
 
 PATH = "/_homeserver/client/v1/events"
 _HEADERS = {"content-type": "text/event-stream", "cache-control": "no-store", "x-accel-buffering": "no"}

@@ -20,7 +20,8 @@ from homeserver.federation.identifiers import RoomID, UserID
 from homeserver.resources import Resources
 from homeserver.rooms.aliases import is_published
 from homeserver.rooms.membership import find_membership
-from homeserver.sync.engine import Engine, SyncRequest
+from homeserver.sync.engine import Engine
+from homeserver.sync.request import SyncRequest
 
 
 class InitialSyncQuery(msgspec.Struct, frozen=True):

@@ -35,8 +35,9 @@ from homeserver.federation.identifiers import RoomID
 from homeserver.resources import Resources
 from homeserver.rooms.timeline import parse_sync_token
 from homeserver.sync import Syncs, read_since
-from homeserver.sync.broadcast import Listener, Told, can_listen
-from homeserver.sync.engine import SyncAnswer, SyncRequest, body_of
+from homeserver.sync.broadcast import Listener, can_listen
+from homeserver.sync.engine import SyncAnswer, body_of, counts_in, encode_always
+from homeserver.sync.request import SyncRequest
 from homeserver.websocket.channel import Channel
 
 _log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class Push:
 
     __slots__ = (
         "always", "can_listen", "channel", "counts", "ignored", "is_due", "is_first", "is_removed", "is_started",
-        "keys", "request", "watch",
+        "keys", "quiet_upto", "request", "watch",
     )  # fmt: skip
 
     def __init__(self, pushes: Pushes, stream: Stream, channel: Channel, request: SyncRequest) -> None:
@@ -63,12 +64,18 @@ class Push:
         self.is_due = False  # it is in the list of those to be read
         self.is_started = False  # it is being read
         self.is_removed = False
+        self.quiet_upto: int | None = None  # if it is due: up to which position its keys had no news
         # What the last answer was made of, see `homeserver.sync.broadcast`
         self.can_listen = can_listen(request)
         self.keys: frozenset[str] = frozenset()
         self.ignored: frozenset[str] | None = None
         self.always = b""
         self.counts: dict[RoomID, JsonObject] = {}
+
+    @property
+    def told_upto(self) -> int:
+        """The position up to which its client has been told."""
+        return self.request.since or 0
 
     @property
     def is_listener(self) -> bool:
@@ -101,9 +108,10 @@ class Pushes:
         push.watch.close()
         self._due.pop(push, None)
 
-    def wake(self, push: Push) -> None:
-        """Notes that there may be news."""
-        push.is_due = True
+    def wake(self, push: Push, quiet_upto: int | None = None) -> None:
+        """Notes that there may be news, of its keys after a position."""
+        if not push.is_due:
+            push.is_due, push.quiet_upto = True, quiet_upto
         if not push.is_started and not push.is_removed and not push.channel.unsent:
             self._due[push] = None
             self._is_due.set()
@@ -127,16 +135,15 @@ class Pushes:
 
     async def _broadcast(self, pushes: Sequence[Push]) -> None:
         """Tells many connections of the news of rooms. Those with other news are read one by one."""
+        is_shared = self._hs.database.is_shared  # then another node's changes may not be announced yet
         listeners = [
-            Listener(push.request, push.keys, push.ignored or _NOBODY, push.always, push.counts) for push in pushes
-        ]
-        answers: Sequence[Told | None]
-        try:
-            answers = await self.syncs.broadcast(self._hs, listeners)
-        except Exception as error:  # of one connection's data, perhaps: each is read alone, and fails alone
-            if not isinstance(error, DatabaseError):
-                _log.error("news could not be read together", exc_info=error)
-            answers = [None] * len(pushes)
+            Listener(
+                push.request, push.told_upto if is_shared else max(push.told_upto, push.quiet_upto or 0), push.keys,
+                push.ignored or _NOBODY, push.always, push.counts,
+            )
+            for push in pushes
+        ]  # fmt: skip
+        answers = await self.syncs.engine.together.read(self._hs, listeners)
         for push, told in zip(pushes, answers, strict=True):
             if told is None:
                 self._hs.nursery.start_soon(self._tell, push)
@@ -196,12 +203,12 @@ class Pushes:
         if answer.queue_upto < answer.upto:
             push.is_due = True
         push.keys = answer.keys
-        if answer.ignored is not None:  # otherwise nothing had to be read
+        if answer.ignored is not None:
+            if push.ignored != answer.ignored:
+                push.counts.clear()  # their messages count, or do not
             push.ignored = answer.ignored
-        push.always = b"".join(b",%b:%b" % (to_json(name), to_json(each)) for name, each in answer.always.items())
-        for room_id, entry in answer.body.get("rooms", {}).get("join", {}).items():
-            if "unread_notifications" in entry:
-                push.counts[room_id] = entry["unread_notifications"]
+        push.always = encode_always(answer.always)
+        push.counts.update(counts_in(answer))
         while len(push.counts) > _COUNTS_MAX:
             del push.counts[next(iter(push.counts))]
         push.watch.move(answer.keys, answer.upto)

@@ -205,7 +205,7 @@ class Session:
         assert requester is not None  # the operation needs one
         return requester
 
-    def _note_tokens(self) -> None:
+    def _note_tokens(self, _: int) -> None:
         """One of the user's tokens has ended, or the account has changed."""
         self._dispatch.hs.nursery.start_soon(self.check)
 

@@ -34,8 +34,9 @@ from homeserver.federation.identifiers import RoomID, UserID
 from homeserver.resources import Resources
 from homeserver.rooms.append import append_local
 from homeserver.server import Homeserver
-from homeserver.sync.engine import SyncRequest, compute
+from homeserver.sync.engine import compute
 from homeserver.sync.lazy_members import ToldMembers
+from homeserver.sync.request import SyncRequest
 from homeserver.sync.sections import Sections
 
 WORDS = tuple("the quick brown fox jumps over a lazy dog and some bees buzz in the garden behind our old house".split())  # noqa: SIM905

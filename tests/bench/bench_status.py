@@ -19,7 +19,8 @@ from homeserver.database import Transaction
 from homeserver.process.acknowledged import Acknowledged
 from homeserver.rooms.access import get_visible_event
 from homeserver.rooms.storage import list_event_ids
-from homeserver.sync.engine import Engine, SyncRequest
+from homeserver.sync.engine import Engine
+from homeserver.sync.request import SyncRequest
 from homeserver.users.delivered import list_undelivered, store_delivered
 from homeserver.users.message_status import read_message_status
 from homeserver.users.status import read_statuses, store_heartbeats

@@ -19,7 +19,8 @@ from homeserver.rooms.append import append_local
 from homeserver.rooms.storage import find_stored_by_id
 from homeserver.sync import Syncs
 from homeserver.sync.broadcast import Listener, can_listen
-from homeserver.sync.engine import SyncRequest, body_of
+from homeserver.sync.engine import body_of
+from homeserver.sync.request import SyncRequest
 from homeserver.users.filters import find_filter
 from homeserver.users.push.counts import TOLD_MAX
 from homeserver.users.receipts import DELIVERED, store_receipt
@@ -52,7 +53,7 @@ class Waiting:
         ignored = answer.ignored  # None if nothing had to be read
         if ignored is None:
             ignored = frozenset() if self.listener is None else self.listener.ignored
-        self.listener = Listener(self.request, answer.keys, ignored, always, counts)
+        self.listener = Listener(self.request, answer.upto, answer.keys, ignored, always, counts)
         shown: dict[str, Any] = orjson.loads(to_json(body_of(self._server.hs, answer)))
         return shown
 
@@ -61,7 +62,7 @@ class Waiting:
         assert self.listener is not None
         if not can_listen(self.request):
             return None
-        (told,) = await self._syncs.broadcast(self._server.hs, [self.listener])
+        (told,) = await self._syncs.engine.together.read(self._server.hs, [self.listener])
         return None if told is None else orjson.loads(told.body or b"{}")
 
 

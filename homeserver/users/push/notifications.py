@@ -42,8 +42,9 @@ PRUNED_EVERY = 256
 """An event whose position is a multiple of this makes the tail delete older notifications: some 2 ms of work."""
 UNREACHED_MAX = 500
 """Positions by which the tail may be behind while a sync judges events itself: at most 20 ms of work."""
+UNREACHED_SHARED_MAX = 50
 UNREACHED_CACHED_MAX = 4
-"""Spans whose events are kept for other readers of the same span: each has a megabyte at most in ordinary rooms."""
+"""Events that are kept for other readers of the same span, and of how many spans: 13 MB at most."""
 
 # thread: the position of its root, 0 in the main timeline. level: 1 notifies, 2 is also a highlight; 0 does neither.
 # actions: JSON, NULL for ["notify"]. late_rooms: the position at which the counts of a room changed without an event;
@@ -294,7 +295,7 @@ def _list_unreached(tx: Transaction) -> Mapping[RoomID, _Unreached]:
             of_room.events.append(event)
             if event.type == "m.room.redaction":
                 of_room.redacted |= {target.ordering for target in find_redacted(tx, event)}
-    if not tx.is_write:
+    if not tx.is_write and len(stored) <= UNREACHED_SHARED_MAX:
         cache.put((reached, tx.position), found)
     return found
 

@@ -18,8 +18,10 @@ from homeserver.federation import canonical_json
 from homeserver.federation.event import Event
 from homeserver.federation.identifiers import RoomID, server_name_of
 from homeserver.federation.policy import PolicyServer, is_recommended, needs_recommendation, parse_policy
-from homeserver.rooms.heads import Head, state_content
+from homeserver.rooms.heads import Head, state_content, state_position
 from homeserver.rooms.membership import is_server_joined
+
+STATES_CACHED_MAX = 5_000  # 100 bytes each
 
 
 class PolicySignatureNeeded(Needed):
@@ -38,6 +40,15 @@ def find_policy_server(tx: Transaction, room_id: RoomID, root: bytes) -> PolicyS
 
     It must have a user in the room: otherwise a room could force any server to look at its events.
     """
+    without = tx.cache("states_without_policy", STATES_CACHED_MAX)
+    if without.get(root) is not None:
+        return None
+    if state_position(tx, root, "m.room.policy") is None:
+        if tx.is_write:  # the state may come from this write, which may be rolled back
+            tx.after_commit(without.put, root, True)
+        else:
+            without.put(root, True)
+        return None
     content = state_content(tx, root, "m.room.policy")
     policy = None if content is None else parse_policy(content)
     return policy if policy is not None and is_server_joined(tx, room_id, policy.name) else None

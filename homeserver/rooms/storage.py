@@ -204,6 +204,8 @@ def list_positions(tx: Transaction, since: int, upto: int, event_type: str | Non
     """Returns the positions of events in since < position ≤ upto, whatever their room and status; all or of a type."""
     if event_type is None:
         stored = tx.values("SELECT position FROM events WHERE position > ? AND position <= ?", since, upto)
+        if len(stored) == upto - since:  # every position is that of a stored event, so none can be archived
+            return sorted(stored)
         return sorted({*stored, *reading.list_in_span(tx, since, upto)})
     type_nid = tx.find(event_type)
     stored = tx.values(
@@ -214,16 +216,18 @@ def list_positions(tx: Transaction, since: int, upto: int, event_type: str | Non
 
 def count_messages(tx: Transaction, since: int, upto: int) -> int:
     """Returns how many positions in since < position ≤ upto are those of events that are not state events."""
-    archived = reading.list_in_span(tx, since, upto)
-    if archived:
-        stored = tx.values(
-            "SELECT position FROM events WHERE position > ? AND position <= ? AND state_key_nid IS NULL", since, upto
-        )
-        return len({*stored, *archived})
     (count,) = tx.values(
         "SELECT COUNT(*) FROM events WHERE position > ? AND position <= ? AND state_key_nid IS NULL", since, upto
     )
-    return int(count)
+    if count == upto - since:  # every position is that of a stored message, so none can be archived
+        return int(count)
+    archived = reading.list_in_span(tx, since, upto)
+    if not archived:
+        return int(count)
+    stored = tx.values(
+        "SELECT position FROM events WHERE position > ? AND position <= ? AND state_key_nid IS NULL", since, upto
+    )
+    return len({*stored, *archived})
 
 
 def list_rooms_with_events(tx: Transaction, since: int, upto: int) -> list[RoomID]:

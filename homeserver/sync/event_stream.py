@@ -23,7 +23,8 @@ from homeserver.errors import MatrixError
 from homeserver.feature import PresenceState
 from homeserver.process.token_cache import tokens_key
 from homeserver.resources import Resources
-from homeserver.sync.engine import Engine, body_of
+from homeserver.sync.answer import body_of
+from homeserver.sync.engine import Engine
 from homeserver.sync.request import SyncRequest
 
 PATH = "/_homeserver/client/v1/events"

@@ -35,8 +35,8 @@ from homeserver.federation.identifiers import RoomID
 from homeserver.resources import Resources
 from homeserver.rooms.timeline import parse_sync_token
 from homeserver.sync import Syncs, read_since
+from homeserver.sync.answer import SyncAnswer, body_of, counts_in, encode_always
 from homeserver.sync.broadcast import Listener, can_listen
-from homeserver.sync.engine import SyncAnswer, body_of, counts_in, encode_always
 from homeserver.sync.request import SyncRequest
 from homeserver.websocket.channel import Channel
 

@@ -34,7 +34,7 @@ from homeserver.federation.identifiers import RoomID, UserID
 from homeserver.resources import Resources
 from homeserver.rooms.append import append_local
 from homeserver.server import Homeserver
-from homeserver.sync.engine import compute
+from homeserver.sync.answer import compute
 from homeserver.sync.lazy_members import ToldMembers
 from homeserver.sync.request import SyncRequest
 from homeserver.sync.sections import Sections

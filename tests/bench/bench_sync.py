@@ -21,7 +21,7 @@ from homeserver.federation.build import Draft
 from homeserver.federation.identifiers import RoomID
 from homeserver.federation.room_versions import DEFAULT_ROOM_VERSION, ROOM_VERSIONS
 from homeserver.rooms.append import append_create, append_local
-from homeserver.sync.engine import compute
+from homeserver.sync.answer import compute
 from homeserver.sync.lazy_members import ToldMembers
 from homeserver.sync.request import SyncRequest
 from homeserver.sync.sliding.engine import SlidingEngine

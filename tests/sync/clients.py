@@ -11,7 +11,7 @@ from homeserver.api.filters import parse_filter
 from homeserver.authenticate import Requester
 from homeserver.encoding import to_json
 from homeserver.federation.identifiers import UserID
-from homeserver.sync.engine import compute
+from homeserver.sync.answer import compute
 from homeserver.sync.lazy_members import ToldMembers
 from homeserver.sync.request import SyncRequest
 from homeserver.sync.sections import Sections

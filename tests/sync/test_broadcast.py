@@ -18,8 +18,8 @@ from homeserver.federation.identifiers import EventID, RoomID
 from homeserver.rooms.append import append_local
 from homeserver.rooms.storage import find_stored_by_id
 from homeserver.sync import Syncs
+from homeserver.sync.answer import body_of
 from homeserver.sync.broadcast import Listener, can_listen
-from homeserver.sync.engine import body_of
 from homeserver.sync.request import SyncRequest
 from homeserver.users.filters import find_filter
 from homeserver.users.push.counts import TOLD_MAX

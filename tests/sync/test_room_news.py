@@ -17,7 +17,7 @@ from homeserver.errors import MatrixError
 from homeserver.federation.identifiers import UserID
 from homeserver.rooms.erasure import note_erased
 from homeserver.rooms.timeline import after_position
-from homeserver.sync.engine import SyncAnswer, compute
+from homeserver.sync.answer import SyncAnswer, compute
 from homeserver.sync.lazy_members import ToldMembers
 from homeserver.sync.request import SyncRequest
 from homeserver.sync.room_news import NEWS_BYTES_MAX

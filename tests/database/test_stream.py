@@ -130,6 +130,92 @@ async def test_a_follower_sees_every_change(autojump_clock: trio.testing.MockClo
     assert not stream._subscriptions
 
 
+async def test_a_follower_of_keys_is_woken_by_these_and_by_many_other_changes(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    stream = Stream(0)
+    seen: list[int] = []
+
+    async def follow() -> None:
+        async with stream.subscribe(("a", "b"), lag_max=5) as subscription:
+            while True:
+                seen.append(await subscription.wait(seen[-1] if seen else 0))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(follow)
+        for position, names in enumerate([["c"], ["c"], ["b"], [], ["c"], [], [], ["c"], ["d"], ["a", "d"]], 1):
+            await trio.testing.wait_all_tasks_blocked()
+            stream.notify(position, names)
+        await trio.testing.wait_all_tasks_blocked()
+        assert seen == [3, 9, 10]
+        stream.notify_all(11)
+        await trio.testing.wait_all_tasks_blocked()
+        assert seen == [3, 9, 10, 11]
+        nursery.cancel_scope.cancel()
+    assert stream._waiters == {}
+
+
+async def test_a_follower_that_rests_gets_what_comes_meanwhile_together(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    stream = Stream(0)
+    seen: list[tuple[float, int]] = []
+
+    async def follow() -> None:
+        async with stream.subscribe(rest=4) as subscription:
+            position = 0
+            while True:
+                position = await subscription.wait(position)
+                seen.append((round(trio.current_time() - began, 2), position))
+                await trio.sleep(0.0213)
+
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(follow)
+        for position in range(1, 31):
+            await trio.sleep_until(began + position * 0.01)
+            stream.notify(position, ["a"])
+        await trio.sleep(10)
+        stream.notify(31, [])
+        await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+    assert [position for _, position in seen] == [1, 11, 22, 30, 31]
+    assert [at for at, _ in seen] == [0.01, 0.12, 0.22, 0.33, 10.3]
+
+
+@given(
+    st.lists(st.tuples(st.lists(st.sampled_from("abcd"), max_size=2), st.booleans()), min_size=1, max_size=12),
+    st.sets(st.sampled_from("abcd"), min_size=1),
+    st.integers(0, 6),
+)
+def test_a_waiter_learns_up_to_where_its_keys_had_no_news(
+    changes: list[tuple[list[str], bool]], names: set[str], after: int
+) -> None:
+    """However many changes come before it runs, whether or not they are its own."""
+
+    async def main() -> None:
+        stream = Stream(0)
+        answers: list[tuple[int, int]] = []
+
+        async def wait() -> None:
+            answers.append(await stream.wait_longer(names, after, trio.current_time() + 1, trio.sleep_forever))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            for position, (changed, lets_run) in enumerate(changes, 1):
+                if lets_run:
+                    await trio.testing.wait_all_tasks_blocked()
+                stream.notify(position, changed)
+        ((position, quiet_upto),) = answers
+        own = [at for at, (changed, _) in enumerate(changes, 1) if at > after and names.intersection(changed)]
+        if not own:
+            assert (position, quiet_upto) == (after, after)
+        else:
+            assert after <= quiet_upto < own[0] <= position
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
 keys = st.sampled_from("abcd")
 changes = st.lists(st.tuples(st.lists(keys, max_size=2), st.integers(0, 3)), min_size=1, max_size=25)
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from homeserver.database import Database, DatabaseDamaged, DatabaseError, DatabaseUnavailable, Transaction
 from homeserver.database.lane import PARKED_COUNTER, Lane, try_each
 from homeserver.database.tail import Tail, find_position, store_position
+from homeserver.limits import TAIL_LAG_MAX
 from homeserver.process.metrics import Metrics
 from tests.database import items
 from tests.support.database import opened
@@ -135,11 +136,40 @@ async def test_a_quiet_tail_stores_its_position_from_time_to_time(database_url: 
             nursery.cancel_scope.cancel()
 
 
-@given(st.lists(st.integers(1, 6), min_size=1, max_size=6), st.integers(1, 4), st.random_module())
+async def test_a_tail_with_keys_reads_all_that_has_come_when_one_of_them_has_news() -> None:
+    async with opened("sqlite::memory:", items.SCHEMA, inline=True) as database:
+        follower = Follower(database)
+        async with trio.open_nursery() as nursery:
+            tail = Tail("t", database, database.stream, Metrics(), wake_keys=("c",))
+            nursery.start_soon(tail.run, follower.follow)
+            for name in ("a", "b"):
+                await database.write(items.store, name)
+            await trio.testing.wait_all_tasks_blocked()
+            assert follower.names == []
+            await database.write(items.store, "c")
+            await trio.testing.wait_all_tasks_blocked()
+            assert follower.spans == [(0, 3)]
+            for number in range(TAIL_LAG_MAX + 1):
+                await database.write(items.store, f"{number}")
+            await trio.testing.wait_all_tasks_blocked()
+            assert follower.spans == [(0, 3), (3, 3 + TAIL_LAG_MAX + 1)]
+            nursery.cancel_scope.cancel()
+        assert await database.read(find_position, "t") == 3 + TAIL_LAG_MAX + 1
+
+
+@given(
+    st.lists(st.integers(1, 6), min_size=1, max_size=6),
+    st.integers(1, 4),
+    st.sampled_from(["", "item 001", "item 007", "item 011"]),
+    st.random_module(),
+)
 def test_a_tail_delivers_at_least_once_and_in_order_despite_crashes(
-    crashes: list[int], span_max: int, random: object
+    crashes: list[int], span_max: int, key: str, random: object
 ) -> None:
-    """Each run crashes at some span; all together have told of every change, none of an older one after a newer."""
+    """Each run crashes at some span; all together have told of every change, none of an older one after a newer.
+
+    A tail that only one key wakes has told of every change up to that one.
+    """
 
     async def main() -> None:
         async with opened("sqlite::memory:", items.SCHEMA, inline=True) as database:
@@ -150,7 +180,10 @@ def test_a_tail_delivers_at_least_once_and_in_order_despite_crashes(
                     names.append(f"item {len(names):03}")
                     await database.write(items.store, names[-1])
                 follower = Follower(database, crash_at)
-                tail = Tail("t", database, database.stream, Metrics(), span_max=span_max, store_seconds=0)
+                tail = Tail(
+                    "t", database, database.stream, Metrics(), wake_keys=(key,) if key else (), span_max=span_max,
+                    store_seconds=0,
+                )  # fmt: skip
                 with trio.move_on_after(60):
                     try:
                         await tail.run(follower.follow)
@@ -158,7 +191,9 @@ def test_a_tail_delivers_at_least_once_and_in_order_despite_crashes(
                         pass
                 assert follower.names == sorted(follower.names)
                 told += follower.names
-            assert set(told) == set(names)
+            upto = names.index(key) + 1 if key in names else 0
+            assert set(told) >= set(names[:upto])
+            assert key or set(told) == set(names)
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 

@@ -198,7 +198,8 @@ class Edu(Generic[P]):
     user: the user that a part speaks for, who must be of the origin. None if the type speaks for no user.
     room: the room that a part is about. This server and the origin must both be in it, and its server ACL must allow
     the origin. None if the type is about no room. `user` and `room` have no defaults, so that nobody forgets them.
-    source(tx, since, upto): yields the EDUs that local changes in since < position ≤ upto call for.
+    source(tx, since, upto): yields the EDUs that local changes in since < position ≤ upto call for. It need not be
+    called if all positions of the span are those of messages, so it must not derive EDUs from messages.
     coalesce_by: what a part is the latest news of. An EDU that waits for a slow destination is dropped if a newer one
     of its type has news of all that it is about.
     short_lived: of no use to a server that was away, so left out when it catches up.

@@ -33,14 +33,18 @@ from homeserver.federation.identifiers import RoomID, ServerName, server_name_of
 from homeserver.federation.transaction import PDUS_MAX
 from homeserver.process.back_off import BackOff
 from homeserver.process.outages import is_outage
+from homeserver.rooms.activity import list_message_rooms
 from homeserver.rooms.events import to_events
 from homeserver.rooms.heads import Head, find_head
 from homeserver.rooms.membership import list_joined_servers, list_rooms_of_server
-from homeserver.rooms.storage import PlacedEvent, list_positions, list_stored
+from homeserver.rooms.storage import PlacedEvent, count_messages, list_positions, list_stored
 from homeserver.rooms.timeline import list_newest_from
 from homeserver.rooms.visibility import membership_in, servers_in
 
 R = TypeVar("R")
+
+# The longest span whose messages are counted before the sources of EDUs are asked.
+_SPAN_EXAMINED_MAX = 50
 
 Edus = Mapping[str, Edu[Any]]
 """What the features declare, by EDU type."""
@@ -100,11 +104,19 @@ def collect(
 ) -> tuple[dict[ServerName, News], Failed]:
     """Returns what is new for each destination in since < position ≤ upto, in order, and what cannot be sent."""
     try:
-        return tx.attempt(_collect, tx, own, edus, since, upto, _together)
+        return tx.attempt(_collect_together, tx, own, edus, since, upto)
     except Exception as error:  # something cannot be read, but the rest can still be sent
         if is_outage(error):
             raise
         return _collect_each(tx, own, edus, since, upto)
+
+
+def _collect_together(
+    tx: Transaction, own: ServerName, edus: Edus, since: int, upto: int
+) -> tuple[dict[ServerName, News], Failed]:
+    """Does the same as `collect`. Messages cause no EDUs, so where there is nothing else no source is asked."""
+    has_only_messages = upto - since <= _SPAN_EXAMINED_MAX and count_messages(tx, since, upto) == upto - since
+    return _collect(tx, own, {} if has_only_messages else edus, since, upto, _together)
 
 
 def _collect_each(
@@ -125,7 +137,8 @@ def _collect(
     heads: dict[RoomID, Head | None] = {}
 
     def pdus(span: Sequence[int]) -> list[tuple[Item, frozenset[ServerName]]]:
-        rows = _list_events_to_send(tx, own, list_positions(tx, span[0] - 1, span[-1]))
+        positions = list_positions(tx, span[0] - 1, span[-1])
+        rows = _list_events_to_send(tx, own, _without_local(tx, own, positions, heads))
         destinations = {row.position: _destinations(tx, own, row, _head(tx, heads, row.room_id)) for row in rows}
         wanted = [row for row in rows if destinations[row.position]]
         return [(item, destinations[item.position]) for item in _pdu_items(tx, wanted)]
@@ -276,8 +289,23 @@ def _edu_item(upto: int, edu_type: str, edu: Edu[Any], outgoing: OutgoingEdu) ->
     return Item(position, edu_type, encoded, is_edu=True, subjects=subjects, is_durable=is_durable)
 
 
+def _without_local(
+    tx: Transaction, own: ServerName, positions: Collection[int], heads: dict[RoomID, Head | None]
+) -> set[int]:
+    """Returns the positions without those of messages in rooms without other servers: they need not be read."""
+    wanted = set(positions)
+    for position, room_id in list_message_rooms(tx, positions):
+        head = _head(tx, heads, room_id)
+        if head is not None and head.extremities and head.members_position <= position:
+            if list_joined_servers(tx, head) <= {own}:
+                wanted.discard(position)
+    return wanted
+
+
 def _list_events_to_send(tx: Transaction, own: ServerName, positions: Collection[int]) -> list[PlacedEvent]:
     """Returns the events at these positions that this server sends, in order: its own, and those that it relays."""
+    if not positions:
+        return []
     exceptions: Mapping[int, int] = dict(
         tx.all_in("SELECT position, is_ours FROM relays WHERE position IN (?*)", list(positions))
     )

@@ -68,6 +68,7 @@ _log = logging.getLogger("homeserver.federation")
 TAIL = "federation"
 TRANSACTIONS_COUNTER = "homeserver_federation_transactions_sent_total"
 DROPPED_COUNTER = "homeserver_federation_items_dropped_total"
+REST = 2  # the sender rests so many times as long as it read, so that it reads what is committed meanwhile together
 
 Ts = TypeVarTuple("Ts")
 
@@ -149,7 +150,7 @@ class Sender:
     # Following the stream
 
     async def _follow(self) -> None:
-        async with self._hs.stream.subscribe() as subscription:
+        async with self._hs.stream.subscribe(rest=REST) as subscription:
             while True:
                 committed = await subscription.wait(self._position)
                 while self._position < committed:

@@ -1,13 +1,18 @@
-"""The rooms of a user by recent activity: one row for each, without reading the rooms themselves. Spec: MSC4186"""
+"""Where something happened: the rooms of a user by recent activity, and those of new events, without reading either.
+
+Spec: MSC4186
+"""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from itertools import starmap
 from operator import itemgetter
 
 import msgspec
 
 from homeserver.database import Transaction
+from homeserver.federation.identifiers import RoomID
 from homeserver.rooms.membership import Membership
 
 
@@ -41,3 +46,17 @@ def list_activity(tx: Transaction, user_id: str) -> list[RoomActivity]:
     rows.sort(key=itemgetter(0))  # twice is cheaper than by both at once, and than in SQL
     rows.sort(key=itemgetter(3), reverse=True)
     return list(starmap(RoomActivity, rows))
+
+
+def list_message_rooms(tx: Transaction, positions: Collection[int]) -> list[tuple[int, RoomID]]:
+    """Returns position and room of those events at these positions that are in a row of their own and are not state."""
+    sql = "SELECT position, room_nid FROM events WHERE position IN (?*) AND state_key_nid IS NULL"
+    rows = tx.all_in(sql, positions)
+    names = tx.names({room_nid for _, room_nid in rows})
+    return [(position, RoomID(names[room_nid])) for position, room_nid in rows]
+
+
+def list_rooms_with_events(tx: Transaction, since: int, upto: int) -> list[RoomID]:
+    """Returns the rooms of the events in since < position ≤ upto, whatever their status."""
+    nids = tx.values("SELECT DISTINCT room_nid FROM events WHERE position > ? AND position <= ?", since, upto)
+    return [RoomID(name) for name in tx.names(nids).values()]

@@ -230,12 +230,6 @@ def count_messages(tx: Transaction, since: int, upto: int) -> int:
     return len({*stored, *archived})
 
 
-def list_rooms_with_events(tx: Transaction, since: int, upto: int) -> list[RoomID]:
-    """Returns the rooms of the events in since < position ≤ upto, whatever their status."""
-    nids = tx.values("SELECT DISTINCT room_nid FROM events WHERE position > ? AND position <= ?", since, upto)
-    return [RoomID(name) for name in tx.names(nids).values()]
-
-
 def find_position(tx: Transaction, event_id: str) -> int | None:
     """Returns the position of a stored event, or None."""
     key = event_key(event_id)

@@ -25,10 +25,11 @@ from homeserver.database import Transaction
 from homeserver.encoding import to_json
 from homeserver.feature import JsonObject, RoomShare
 from homeserver.federation.identifiers import RoomID, UserID
+from homeserver.rooms.activity import list_rooms_with_events
 from homeserver.rooms.heads import Head, find_head
 from homeserver.rooms.membership import find_room_membership
 from homeserver.rooms.resolve import StateAt
-from homeserver.rooms.storage import count_messages, list_rooms_with_events
+from homeserver.rooms.storage import count_messages
 from homeserver.rooms.timeline import Tokens
 from homeserver.rooms.visibility import Memberships
 from homeserver.sync.lazy_members import DeviceMembers, ToldMembers

@@ -46,7 +46,7 @@ LIMIT_MAX = 100
 # The position up to which the tail has come is stored at least this often: syncs judge what lies after it themselves.
 STORE_EVERY = UNREACHED_MAX // 4
 # The tail rests so many times as long as it worked, so that a busy server judges and stores some messages together,
-# in a commit that others seldom wait for. Only pushes come later by that.
+# in a commit that others rarely wait for. Only pushes come later by that.
 REST = 10
 
 routes = Routes()

@@ -38,6 +38,7 @@ API_PREFIXES = ("/_matrix", "/_homeserver", "/_synapse", "/.well-known")
 WEBSOCKET_PATH = "/_homeserver/client/v1/ws"
 # The pages below these prefixes: the page to talk in and its files, and those of the account.
 PAGES = ("/_homeserver/chat", "/_homeserver/account")
+_BELOW_PAGES = tuple(f"{page}/" for page in PAGES)
 
 
 @dataclass(slots=True)
@@ -220,7 +221,7 @@ class _Body:
 
 def is_page(path: str) -> bool:
     """Returns whether a path belongs to the pages for people, not to an operation."""
-    return not path.startswith(API_PREFIXES) or any(path == page or path.startswith(f"{page}/") for page in PAGES)
+    return not path.startswith(API_PREFIXES) or path.startswith(_BELOW_PAGES) or path in PAGES
 
 
 def raw_path(scope: Scope) -> str:

@@ -35,9 +35,9 @@ from homeserver.feature import JsonObject, SyncStart
 from homeserver.federation.identifiers import RoomID
 from homeserver.process.token_cache import tokens_key
 from homeserver.resources import Resources
-from homeserver.sync.answer import SyncAnswer, body_of, compute, counts_in, encode_always, members_of
+from homeserver.sync.answer import SyncAnswer, body_of, compute, counts_in, encode_always
 from homeserver.sync.broadcast import Listener, Told, can_listen
-from homeserver.sync.lazy_members import ToldMembers
+from homeserver.sync.lazy_members import DeviceMembers, ToldMembers
 from homeserver.sync.request import SyncRequest
 from homeserver.sync.sections import Sections, is_due
 from homeserver.sync.together import Together
@@ -64,6 +64,7 @@ class Engine:
         self._preparation = Preparation(sections)
         self.told = ToldMembers()  # which member events each device has received
         self.together = Together(sections, self.told)
+        self._no_members = DeviceMembers(self.told, ("", ""), None)  # a quiet answer tells of none
         self._keys = Cache(USERS_REMEMBERED_MAX)  # user ID → (keys, the position at which they were read)
         self._kept = Cache(USERS_REMEMBERED_MAX)  # (user ID, device ID) → _Kept
 
@@ -194,9 +195,7 @@ class Engine:
             return None
         # never backwards: a client may know of a commit before the stream does
         upto = max(hs.stream.position, request.since)
-        return SyncAnswer(
-            {}, kept.always, upto, upto, False, keys, members_of(request, self.told), kept.ignored, kept.counts
-        )
+        return SyncAnswer({}, kept.always, upto, upto, False, keys, self._no_members, kept.ignored, kept.counts)
 
 
 _Answer = TypeVar("_Answer", bound=SyncAnswer | None)

@@ -24,7 +24,7 @@ __all__ = ["federation", "homeserver", "homeservers", "server"]
 
 
 def _list_changes(tx: Transaction, since: int) -> list[Any]:
-    """What the tails of friends and of the user directory would find in a span that begins at a position."""
+    """Returns what the tails of friends and of the user directory would find after a position."""
     upto = tx.position
     rooms = list_rooms_with_member_changes(tx, since)
     members = [nid for room_nid in rooms for nid in list_members_changed(tx, room_nid, since, upto)]

@@ -51,7 +51,7 @@ class Poll:
                 self.answers.append((asked, answer))
 
     async def compute(self, asked: str) -> dict[str, Any]:
-        """What a client that asks now, and waits for nothing, is answered alone."""
+        """Returns what a client that asks now, and does not wait, is answered alone."""
         requester = Requester(self.client.user_id, self.client.device_id)
         since = parse_sync_token(asked)
         request = SyncRequest(

@@ -35,6 +35,7 @@ from homeserver.federation.identifiers import RoomID, UserID
 from homeserver.federation.redaction import redact
 from homeserver.federation.room_versions import RoomVersion
 from homeserver.process.sealing import beginning_of, is_sealed
+from homeserver.rooms import envelope
 from homeserver.rooms.archive.blocks import delete_block, insert_garbage, list_blocks_between, load_block
 from homeserver.rooms.events import to_events
 from homeserver.rooms.keys import find_number, forget_old_keys, set_out_of_use
@@ -169,9 +170,19 @@ def _replace_damaged(tx: Transaction, position: int, damage: DatabaseDamaged) ->
         row = pack_reduced(tx, room_nid, position, event.event_id, event.envelope, content)
     except (DatabaseDamaged, msgspec.DecodeError):
         _log.error("a damaged event is forgotten", extra={"position": position, "damage": str(damage)})
-        tx.run("UPDATE events SET content = ? WHERE position = ?", NOTHING, position)
-        return
+        row = (_find_intact_envelope(tx, position), NOTHING)
     tx.run("UPDATE events SET envelope = ?, content = ? WHERE position = ?", *row, position)
+
+
+def _find_intact_envelope(tx: Transaction, position: int) -> bytes:
+    """Returns the envelope of a damaged event without what may be private; nothing if it is what is damaged."""
+    row = tx.one("SELECT envelope FROM events WHERE position = ?", position)
+    try:
+        packed = bytes(row[0]) if row is not None and isinstance(row[0], bytes | memoryview) else b""
+        whole = envelope.bare_part(packed) if envelope.sealed_part(packed) is not None else packed
+        return envelope.split(whole) or whole
+    except (msgspec.DecodeError, IndexError, ValueError):
+        return b""
 
 
 def note_forgotten(tx: Transaction, room_nid: int) -> None:

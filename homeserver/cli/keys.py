@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from homeserver.cli.output import add_shared_arguments, read_config, run_beside, run_trio, tell
+from homeserver.cli.output import add_shared_arguments, counted, read_config, run_beside, run_trio, tell
 from homeserver.cli.progress import Bar
 
 
@@ -87,16 +87,20 @@ def run_status(args: argparse.Namespace) -> int:
         if status.current is None:
             text = "There is no master key: nothing is sealed."
         else:
+            forgotten = f"{counted(status.forgotten, 'key')} {'is' if status.forgotten == 1 else 'are'} forgotten"
             text = (
-                f"The master key is {status.current}, in {place}. It wraps the keys of {status.rooms} conversations and"
-                f" {status.files} files; {status.forgotten} keys are forgotten."
+                f"The master key is {status.current}, in {place}. It wraps the keys of"
+                f" {counted(status.rooms, 'conversation')} and {counted(status.files, 'file')}; {forgotten}."
                 f" Sealed from now on: {', '.join(sealed) or 'nothing'}."
             )
         for old, count in status.replaced.items():
-            text += f"\nThe old master key {old} still wraps {count} keys: run `homeserver keys rotate` again."
+            text += (
+                f"\nThe old master key {old} still wraps {counted(count, 'key')}: run `homeserver keys rotate` again."
+            )
         if events or blocks or files:
             text += (
-                f"\nStill to be sealed: {events} events, {files} files and {blocks} blocks of the archive;"
+                f"\nStill to be sealed: {counted(events, 'event')}, {counted(files, 'file')} and"
+                f" {counted(blocks, 'block')} of the archive;"
                 " a running server does it in the background."
             )
         waiting = {"events": events, "files": files, "blocks": blocks}

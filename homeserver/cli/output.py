@@ -32,6 +32,11 @@ def tell(args: argparse.Namespace, sentence: str, **fields: Any) -> None:
     print(json.dumps(fields) if args.json else sentence, flush=True)
 
 
+def counted(number: int, noun: str) -> str:
+    """Returns a number with its noun, which is in the plural unless it is one: "1 block", "2 blocks"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def fail(args: argparse.Namespace, sentence: str) -> None:
     """Prints an error on standard error, and with --json also as an object on standard output."""
     if getattr(args, "json", False):

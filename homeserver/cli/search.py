@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from homeserver.cli.output import CommandError, add_shared_arguments, read_config, run_beside, tell
+from homeserver.cli.output import CommandError, add_shared_arguments, counted, read_config, run_beside, tell
 from homeserver.cli.progress import Bar
 
 
@@ -64,7 +64,9 @@ def _position(tx: Any) -> int:
 
 
 def _describe(status: dict[str, Any], behind: int) -> str:
-    size = f"{status['documents']} texts in {status['slices']} slices, {status['bytes'] / 1e6:.1f} MB"
+    size = f"{counted(status['documents'], 'text')} in {counted(status['slices'], 'slice')}"
+    size += f", {status['bytes'] / 1e6:.1f} MB"
     if status["deleted"]:
-        size += f", {status['deleted']} deleted ones still in the files"
-    return f"{size}; {behind} changes are not indexed yet." if behind else f"{size}; up to date."
+        size += f", {status['deleted']} deleted still in the files"
+    lacks = f"{counted(behind, 'change')} {'is' if behind == 1 else 'are'} not indexed yet"
+    return f"{size}; {lacks}." if behind else f"{size}; up to date."

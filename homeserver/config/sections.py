@@ -159,6 +159,8 @@ class Retention(Section, frozen=True):
             check_range(f"retention.{key}", getattr(self, key), 0, _REMOTE_DAYS_MAX)
         if self.max_days and self.min_days > self.max_days:
             raise ConfigError("retention.min_days must not be more than retention.max_days")
+        if self.max_days and self.default_days > self.max_days:
+            raise ConfigError("retention.default_days must not be more than retention.max_days")
 
 
 class Registration(Section, frozen=True):

@@ -49,8 +49,19 @@ async def open_master_keys(
     needed = await database.read(list_needed_masters)
     path = config.data_path(config.at_rest.master_key_file)
     if find_fixed_source(config, environment) is None and not needed and _is_used(config) and not path.exists():
+        check_folder(config, environment)
         _create(path)
     return load_keys(config, needed, environment)
+
+
+def check_folder(config: Config, environment: Mapping[str, str] = os.environ) -> None:
+    """Raises ConfigError if the file with the keys is to be in a folder that does not exist, except data_dir.
+
+    It may be where a disk is mounted: a key that was made beneath the mount could not be found again.
+    """
+    folder = config.data_path(config.at_rest.master_key_file).parent
+    if folder != config.data_path("") and not folder.exists() and find_fixed_source(config, environment) is None:
+        raise ConfigError(f"{_KEY}: the folder {folder} does not exist: create it, or configure another one")
 
 
 def load_keys(config: Config, needed: Collection[str], environment: Mapping[str, str] = os.environ) -> MasterKeys:

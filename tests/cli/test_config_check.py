@@ -68,6 +68,7 @@ def test_a_valid_configuration_passes_and_leaves_nothing_behind(tmp_path: Path) 
         ("error", "shared_secret_file: cannot read", GOOD + '[registration]\nshared_secret_file = "none"'),
         ("error", "homeserver.toml contains no PEM certificate", GOOD + '[federation]\nca_file = "homeserver.toml"'),
         ("error", "/a/b does not exist: create it", GOOD + '[database]\nurl = "sqlite:a/b/c.db"'),
+        ("error", "/a/b does not exist: create it", GOOD + '[at_rest]\nmaster_key_file = "a/b/master.key"'),
         ("error", "federation.ca_file: cannot read", GOOD + '[federation]\nca_file = "none"'),
         (
             "error",

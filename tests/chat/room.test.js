@@ -180,3 +180,15 @@ test("friends have a status, their conversation, and their requests are not invi
   assert.deepEqual(store.otherInvites.map((each) => each.roomId), ["!g"]);
   assert.deepEqual(store.presenceOf(HER), { online: false, lastActive: 2_800_000 });
 });
+
+test("others are told what has been read, unless the person does not want it", () => {
+  const store = new Store(ME);
+  const choose = (content) => store.apply({ account_data: { events: [{ type: "org.homeserver.chat", content }] } }, 0);
+  assert.deepEqual(store.readMarkers("$e"), { "m.fully_read": "$e", "m.read": "$e" });
+  choose({ private_receipts: true });
+  assert.deepEqual(store.readMarkers("$e"), { "m.fully_read": "$e", "m.read.private": "$e" });
+  for (const content of [{ private_receipts: false }, { private_receipts: "yes" }, {}]) {
+    choose(content);
+    assert.deepEqual(store.readMarkers("$e"), { "m.fully_read": "$e", "m.read": "$e" });
+  }
+});

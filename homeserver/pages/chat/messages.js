@@ -167,7 +167,7 @@ export class Messages {
     if (before === eventId || room.readUpTo(this.#app.api.userId) === eventId) return;
     this.#reading.set(room.id, eventId);
     try {
-      await this.#app.live.call("set_read_marker", [room.id], { body: { "m.fully_read": eventId, "m.read": eventId } });
+      await this.#app.live.call("set_read_marker", [room.id], { body: this.#app.store.readMarkers(eventId) });
     } catch {
       this.#reading.set(room.id, before); // the next look at the conversation tries again
     }

@@ -40,6 +40,7 @@ export const OPERATIONS = {
   get_blocked: ["GET", `${OWN}/blocked`],
   get_privacy: ["GET", `${OWN}/privacy`],
   put_privacy: ["PUT", `${OWN}/privacy`],
+  set_account_data: ["PUT", `${CLIENT}/user/{}/account_data/{}`],
   get_message_status: ["GET", `${OWN}/rooms/{}/events/{}/status`],
 };
 

@@ -2,11 +2,12 @@
 
 import { fill, h, icon } from "./dom.js";
 import { openDialog, openForm } from "./menu.js";
+import { CHOICES } from "./store.js";
 
 const THEMES = { system: "As the system", light: "Light", dark: "Dark" };
 const PRIVACY = [
   ["status", "Who sees when I am online", ["everyone", "friends", "nobody"]],
-  ["delivery", "Who sees that messages reached me and were read", ["everyone", "friends", "nobody"]],
+  ["delivery", "Who sees that messages reached me", ["everyone", "friends", "nobody"]],
   ["friend_requests", "Who may ask to be my friend", ["everyone", "shared_room", "nobody"]],
   ["invites", "Who may invite me to groups", ["everyone", "shared_room", "friends", "nobody"]],
 ];
@@ -84,10 +85,21 @@ function privacy(app) {
         select.value = current[key];
         section.append(h("label", { class: "field" }, h("span", {}, label), select));
       }
+      section.append(receipts(app));
     },
     () => section.remove(), // a server without these settings
   );
   return section;
+}
+
+function receipts(app) {
+  const change = (event) =>
+    app.attempt(async () => {
+      const body = { private_receipts: !event.target.checked };
+      await app.api.call("set_account_data", [app.api.userId, CHOICES], { body });
+    });
+  const box = h("input", { type: "checkbox", checked: !app.store.readsPrivately, on: { change } });
+  return h("label", { class: "check" }, box, "Tell others what I have read");
 }
 
 function blocked(app) {

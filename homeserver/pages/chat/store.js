@@ -2,11 +2,15 @@
 
 import { Room, isEdit, isMessage, isText, localpart } from "./room.js";
 
+// The type of the account data with the choices that a person makes on this page, for all their devices.
+export const CHOICES = "org.homeserver.chat";
+
 export class Store {
   rooms = new Map();
   invites = new Map(); // room ID → what describeInvite returns
   friends = new Map(); // user ID → an entry of GET /friends
   friendsServed = true;
+  readsPrivately = false; // whether others are not told what has been read
   #direct = new Map(); // room ID → user ID
   #presence = new Map(); // user ID → {online, lastActive}
 
@@ -19,6 +23,7 @@ export class Store {
     const news = { messages: [], friends: false };
     for (const event of sync.account_data?.events ?? []) {
       if (event.type === "m.direct") this.#setDirect(event.content);
+      if (event.type === CHOICES) this.readsPrivately = event.content.private_receipts === true;
       if (event.type === "org.homeserver.friends") news.friends = true;
     }
     for (const event of sync.presence?.events ?? []) this.#setPresence(event, now);
@@ -38,6 +43,11 @@ export class Store {
       this.invites.delete(id);
     }
     return news;
+  }
+
+  // Returns the body of a request that says: everything up to this event has been read.
+  readMarkers(eventId) {
+    return { "m.fully_read": eventId, [this.readsPrivately ? "m.read.private" : "m.read"]: eventId };
   }
 
   #setDirect(content) {

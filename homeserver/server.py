@@ -29,7 +29,7 @@ from homeserver.database import Database, Needed, Schema, open_database
 from homeserver.database.server_identity import ServerIdentity
 from homeserver.errors import ClosedError
 from homeserver.feature import Feature, rate_limits_of
-from homeserver.features import FEATURES, account, application_services, capabilities, versions
+from homeserver.features import FEATURES, account, application_services, capabilities, media, versions
 from homeserver.features.search.sealing import get_index_key
 from homeserver.federation.wire import Wire
 from homeserver.federation.wire.internet import InternetWire, OutboundRules
@@ -39,6 +39,7 @@ from homeserver.http.listener import Bound, serve
 from homeserver.http.measuring import measure_loop_lag, register_metrics
 from homeserver.limits.search import INDEX_MEMORY_BYTES_MAX
 from homeserver.pages import make_pages
+from homeserver.pages.files import Files
 from homeserver.portability.schema import SCHEMA as PORTABILITY_SCHEMA
 from homeserver.process.outages import Outages
 from homeserver.process.rate_limits import RateLimits
@@ -269,7 +270,7 @@ class Homeserver:
             ),
             websocket=sockets.serve_asgi,
             upgrade=sockets.take_over,
-            pages=lambda: make_pages(resources),
+            pages=lambda: make_pages(resources, Files(media.upload, media.download)),
         )
         sockets.open(self._app.dispatch)
         self._calls = Calls(self._app.dispatch)

@@ -40,6 +40,7 @@ from homeserver.authenticate.requester import (
     check_not_suspended,
     limit_requester,
     user_locked,
+    user_suspended,
 )
 from homeserver.authenticate.schema import SCHEMA
 from homeserver.authenticate.tokens import (
@@ -99,4 +100,5 @@ __all__ = [
     "store_rate_limit",
     "unknown_token",
     "user_locked",
+    "user_suspended",
 ]

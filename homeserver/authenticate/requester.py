@@ -66,7 +66,12 @@ def check_not_suspended(requester: Requester) -> None:
     For operations with `allow_suspended` that suspended accounts may use for some purposes only.
     """
     if requester.is_suspended:
-        raise MatrixError(403, "M_USER_SUSPENDED", "Your account is suspended: you cannot do that at the moment.")
+        raise user_suspended()
+
+
+def user_suspended() -> MatrixError:
+    """Returns 403 M_USER_SUSPENDED."""
+    return MatrixError(403, "M_USER_SUSPENDED", "Your account is suspended: you cannot do that at the moment.")
 
 
 def check_admin(requester: Requester) -> None:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from homeserver.config import Config
 from homeserver.pages import chat
+from homeserver.pages.files import Files
 from homeserver.resources import Resources
 
 Scope = MutableMapping[str, Any]
@@ -33,16 +34,20 @@ ACCOUNTS = {
 }
 
 
-def make_pages(hs: Resources) -> AsgiApp:
-    """Returns the ASGI application for every path outside the Matrix API, and for the pages below `/_homeserver/`."""
-    return Pages(hs)
+def make_pages(hs: Resources, files: Files | None = None) -> AsgiApp:
+    """Returns the ASGI application for every path outside the Matrix API, and for the pages below `/_homeserver/`.
+
+    files: how pictures are stored; without it people cannot change theirs.
+    """
+    return Pages(hs, files)
 
 
 class Pages:
     """The ASGI application of all pages. Its requests are of HTTP only."""
 
-    def __init__(self, hs: Resources) -> None:
+    def __init__(self, hs: Resources, files: Files | None) -> None:
         self._hs = hs
+        self._storage = files
         config = hs.config
         self._files = chat.ChatFiles(config.server_name, registration_of(config)) if config.chat.enabled else None
         self._others: AsgiApp | None = None
@@ -54,7 +59,7 @@ class Pages:
             answer = self._files.find(scope["path"].removeprefix(scope.get("root_path", "")), headers)
         if answer is None:
             if self._others is None:
-                self._others = await self._hs.workers.run(_make_others, self._hs)
+                self._others = await self._hs.workers.run(_make_others, self._hs, self._storage)
             await self._others(scope, receive, send)
         elif scope["method"] not in ("GET", "HEAD"):
             await _send(chat.Answer(405, {"allow": "GET, HEAD"}), scope, send)
@@ -70,16 +75,18 @@ async def _send(answer: chat.Answer, scope: Scope, send: Send) -> None:
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else answer.body})
 
 
-def _make_others(hs: Resources) -> AsgiApp:
+def _make_others(hs: Resources, files: Files | None) -> AsgiApp:
     """Returns the Quart application of the pages that are made from templates."""
     from quart import render_template  # late on purpose, see above
     from quart_trio import QuartTrio
 
     from homeserver.pages.account import add_account_pages
+    from homeserver.pages.templates import compiled_templates
 
     config = hs.config
     pages = QuartTrio(__name__, template_folder=".", static_folder=None)
-    add_account_pages(pages, hs)
+    pages.jinja_options = {**pages.jinja_options, "bytecode_cache": compiled_templates()}
+    add_account_pages(pages, hs, files)
 
     @pages.get("/")
     async def show_welcome() -> str:

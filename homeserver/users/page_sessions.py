@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from homeserver import limits
+from homeserver.api.cookies import cookie_name, write_cookie
 from homeserver.authenticate import AccountFlags, get_account_flags, hash_token, new_token
 from homeserver.database import Schema, Step, Transaction
 from homeserver.errors import MatrixError
@@ -125,19 +126,15 @@ def forget_page_sessions(tx: Transaction, user_id: UserID, *, except_token: str 
 # --- in the browser ---
 
 
-def cookie_name(base_url: str, kind: Literal["session", "browser"] = "session") -> str:
-    """Returns the name of a cookie. Browsers take one that begins with `__Host-` only from this very host, over TLS.
-
-    browser: of a browser that is not logged in, to which the forms of the log-in page are bound.
-    """
-    return f"__Host-homeserver-{kind}" if base_url.startswith("https://") else f"homeserver-{kind}"
+def session_cookie(base_url: str) -> str:
+    """Returns the name of the cookie with the token of a session."""
+    return cookie_name("homeserver-session", base_url)
 
 
-def set_cookie(base_url: str, token: str, kind: Literal["session", "browser"] = "session") -> str:
-    """Returns the value of the Set-Cookie header that stores a token; the empty token deletes the cookie."""
-    secure = "; Secure" if base_url.startswith("https://") else ""
+def set_session_cookie(base_url: str, token: str) -> str:
+    """Returns the Set-Cookie header that stores the token of a session; the empty token deletes it."""
     age_s = limits.PAGE_SESSION_LIFETIME_MS // 1000 if token else 0
-    return f"{cookie_name(base_url, kind)}={token}; Path=/; Max-Age={age_s}; HttpOnly; SameSite=Lax{secure}"
+    return write_cookie(session_cookie(base_url), token, base_url, max_age_s=age_s)
 
 
 def form_token(token: str) -> str:

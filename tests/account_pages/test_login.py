@@ -10,7 +10,7 @@ import trio
 
 from homeserver import authenticate
 from homeserver.authenticate import AccountFlags
-from homeserver.config import Public, RateLimitsSection
+from homeserver.config import Public, RateLimitsSection, SsoProvider
 from homeserver.users.accounts import create_user
 from homeserver.users.page_sessions import PAGES_PATH, local_path
 from homeserver.users.threepids import EMAIL, store_threepid
@@ -295,6 +295,14 @@ async def test_pages_are_served_below_another_path(homeserver: Server) -> None:
         assert f'action="/chat{ACCOUNT}login"' in page.text
 
 
+async def test_links_are_those_of_a_proxy_that_serves_the_pages_below_another_path(homeservers: Homeservers) -> None:
+    server = await homeservers.start(public=Public(base_url="https://test.example/chat"))
+    browser = Browser(server.app, server.name)
+    answer = await browser.http.get(f"{ACCOUNT}devices")
+    assert answer.headers["location"].startswith(f"/chat{ACCOUNT}login?return_to=%2F_homeserver")
+    assert f'action="/chat{ACCOUNT}login"' in (await browser.http.get(f"{ACCOUNT}login")).text
+
+
 async def test_forms_that_are_too_large_are_refused(homeserver: Server, browser: Browser) -> None:
     page = await browser.open(f"{ACCOUNT}login")
     answer = await browser.post(page, username="a" * 100_000, password="x")
@@ -302,3 +310,25 @@ async def test_forms_that_are_too_large_are_refused(homeserver: Server, browser:
     many = "&".join(f"a{number}=1" for number in range(5_000))
     headers = {"content-type": "application/x-www-form-urlencoded"}
     assert (await browser.http.post(f"{ACCOUNT}login", content=many, headers=headers)).status_code in (403, 413)
+
+
+async def test_outside_providers_are_offered(homeservers: Homeservers) -> None:
+    provider = SsoProvider(id="work", name="Work & <Co>", issuer="https://login.example", client_id="matrix")
+    server = await homeservers.start(sso=(provider,))
+    await server.register("alice")
+    browser = Browser(server.app, server.name)
+    page = await browser.open(f"{ACCOUNT}devices")
+    link = "/_homeserver/sso/begin?provider=work&return_to=%2F_homeserver%2Faccount%2Fdevices"
+    assert link in page.links() and "Continue with Work & <Co>" in page.text
+    await browser.send(page, username="alice", password=PASSWORD)
+    page = await browser.open(f"{ACCOUNT}confirm?return_to=/_homeserver/account/devices")
+    assert link in page.links()
+
+
+async def test_failures_of_the_server_are_told_without_details(homeserver: Server, browser: Browser) -> None:
+    await homeserver.register("alice")
+    await browser.log_in("alice", PASSWORD)
+    await homeserver.write(lambda tx: tx.run("ALTER TABLE page_sessions RENAME COLUMN method TO other"))
+    page = await browser.open(ACCOUNT)
+    assert page.status in (500, 503) and page.heading == "That did not work"
+    assert "method" not in page.text and "SELECT" not in page.text

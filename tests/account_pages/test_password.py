@@ -37,7 +37,7 @@ async def test_the_new_password_is_checked(homeserver: Server, browser: Browser)
     await browser.log_in("alice", PASSWORD)
     page = await browser.open(f"{ACCOUNT}password")
     for fields, said in (
-        ({"current": "", "new": NEW, "repeated": NEW}, "Enter your present password."),
+        ({"current": "", "new": NEW, "repeated": NEW}, "Enter your current password."),
         ({"current": PASSWORD, "new": "short", "repeated": "short"}, "The password must have at least 8 characters."),
         ({"current": PASSWORD, "new": NEW, "repeated": "other"}, "The two new passwords are not the same."),
         ({"current": "wrong", "new": NEW, "repeated": NEW}, "The password is wrong."),

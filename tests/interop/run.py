@@ -4,8 +4,8 @@ Arguments go to pytest.
 
 SYNAPSE_VENV names an environment to use instead of our own; INTEROP_BOTH=synapse lets Synapse play both parts, which
 tells mistakes of the scenarios from ours; INTEROP_LOG_LEVEL and INTEROP_SYNAPSE_LOG_LEVEL set how much the servers say;
-INTEROP_SCREENSHOTS names a folder for pictures of what Element and the chat page show; DIFFERENTIAL_SEED and
-DIFFERENTIAL_COUNT (percent) say which and how many comparisons are made.
+INTEROP_SCREENSHOTS names a folder for pictures of what Element, the chat page and the account pages show;
+DIFFERENTIAL_SEED and DIFFERENTIAL_COUNT (percent) say which and how many comparisons are made.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
 NEED_NODE = ("scenario_js_sdk.py", "scenario_oauth.py", "scenario_bot_sdk.py", "scenario_appservice_bridge.py")
+NEED_AXE = ("scenario_account_pages.py", "scenario_chat_page.py")
 sys.path.insert(0, str(REPOSITORY))
 
 from tests.interop.setup import (  # noqa: E402 (found only now)
@@ -38,7 +39,7 @@ def main(arguments: list[str]) -> int:
     lacking = {
         **dict.fromkeys(NEED_NODE, ensure_node_packages()),
         "scenario_element.py": ensure_element(),
-        "scenario_chat_page.py": ensure_chat_page(),
+        **dict.fromkeys(NEED_AXE, ensure_chat_page()),
     }
     left_out = {name: why for name, why in lacking.items() if why}
     chosen = [argument for argument in arguments if not argument.startswith("-")]

@@ -39,6 +39,7 @@ from environment import ensure_environment  # noqa: E402 (found only now)
 
 ELEMENT = HERE / "element"
 CHAT_PAGE = HERE / "chat_page"
+ACCOUNT_PAGES = HERE / "account_pages"
 JS_SDK = HERE / "js_sdk"
 JS_SDK_OAUTH = HERE / "js_sdk_oauth"
 BOT_SDK = HERE / "bot_sdk"

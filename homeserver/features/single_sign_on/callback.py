@@ -35,7 +35,7 @@ from homeserver.features.single_sign_on.people import (
 from homeserver.federation.identifiers import UserID
 from homeserver.remote.openid_provider import ProviderError, redeem_code
 from homeserver.resources import Resources
-from homeserver.users.page_sessions import create_page_session, set_cookie
+from homeserver.users.page_sessions import create_page_session, set_session_cookie
 from homeserver.users.proof_tokens import Purpose, create_proof
 from homeserver.users.single_sign_on import (
     Attempt,
@@ -124,7 +124,7 @@ def _go_on(tx: Transaction, provider: SsoProvider, attempt: Attempt, user_id: Us
         _end(tx, attempt)
         agent = request.find_header(b"user-agent") or ""
         token = create_page_session(tx, user_id, "sso", address=request.client_ip, user_agent=agent)
-        return redirect(attempt.target, set_cookie(tx.server.config.base_url, token))
+        return redirect(attempt.target, set_session_cookie(tx.server.config.base_url, token))
     own_page = f"{tx.server.config.base_url}/_homeserver/chat"
     if not is_trusted(attempt.target, (*provider.trusted_client_urls, own_page)):
         set_confirming(tx, attempt, user_id)

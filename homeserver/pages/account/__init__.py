@@ -9,13 +9,29 @@ from __future__ import annotations
 
 from quart import Quart
 
-from homeserver.pages.account import authorize, devices, link, login, overview, passkeys, password, register
+from homeserver.pages.account import (
+    authorize,
+    cross_signing,
+    deactivate,
+    devices,
+    link,
+    login,
+    overview,
+    passkeys,
+    password,
+    profile,
+    register,
+)
 from homeserver.pages.account.serving import Serving
+from homeserver.pages.files import Files
 from homeserver.resources import Resources
 
-MODULES = (login, register, authorize, link, overview, devices, password, passkeys)
+MODULES = (
+    login, register, authorize, link,
+    overview, profile, devices, password, passkeys, cross_signing, deactivate,
+)  # fmt: skip
 
 
-def add_account_pages(app: Quart, hs: Resources) -> None:
+def add_account_pages(app: Quart, hs: Resources, files: Files | None) -> None:
     """Adds the account pages to the application of all pages."""
-    Serving(hs).add_to(app, [route for module in MODULES for route in module.routes])
+    Serving(hs, files).add_to(app, [route for module in MODULES for route in module.routes])

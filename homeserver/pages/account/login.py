@@ -6,7 +6,7 @@ password, the same line in the log.
 
 from __future__ import annotations
 
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from homeserver import limits
 from homeserver.database import Transaction
@@ -47,9 +47,18 @@ def login_page(
         "name": name,
         "may_register": hs.config.registration.enabled,
         "passkeys": are_passkeys_possible(hs.config),
+        "providers": _providers(hs, return_to),
         "notice": notice,
     }
     return Page("login.html", values, problems, status, scripts=True)
+
+
+def _providers(hs: Resources, return_to: str) -> list[tuple[str, str]]:
+    """Returns name and address of each outside provider with which people can log in, see docs/sso.md."""
+    begin = "/_homeserver/sso/begin"
+    return [
+        (each.name, f"{begin}?{urlencode({'provider': each.id, 'return_to': return_to})}") for each in hs.config.sso
+    ]
 
 
 @routes.post("login", is_public=True)
@@ -130,7 +139,12 @@ async def _confirm_page(
     hs: Resources, visit: Visit, return_to: str, problems: tuple[Problem, ...] = (), status: int = 200
 ) -> Page:
     has_password, has_passkey = await hs.database.read(_read_ways, visit.user_id)
-    values = {"return_to": return_to, "has_password": has_password, "has_passkey": has_passkey}
+    values = {
+        "return_to": return_to,
+        "has_password": has_password,
+        "has_passkey": has_passkey,
+        "providers": _providers(hs, return_to),
+    }
     return Page("confirm.html", values, problems, status, scripts=True)
 
 

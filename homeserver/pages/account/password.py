@@ -53,7 +53,7 @@ async def change_password(hs: Resources, visit: Visit) -> Answer:
 def _problems(hs: Resources, visit: Visit) -> tuple[Problem, ...]:
     new = visit.text("new")
     if not visit.text("current"):
-        return (Problem("current", "Enter your present password."),)
+        return (Problem("current", "Enter your current password."),)
     try:
         check_new_password(hs, new)
     except MatrixError as error:

@@ -19,32 +19,37 @@ import secrets
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from quart import Quart, Response, render_template, request
 from werkzeug.exceptions import HTTPException
 
 from homeserver import limits
+from homeserver.api.cookies import cookie_name, write_cookie
 from homeserver.authenticate import new_token
+from homeserver.background import single_error
 from homeserver.blobs import BlobError
 from homeserver.database import DatabaseError
 from homeserver.errors import MatrixError
 from homeserver.pages.account.visits import Answer, Data, Page, PageRoute, Redirect, Visit, page_path
+from homeserver.pages.files import Files
 from homeserver.process.rate_limits import address_key
 from homeserver.resources import Resources
 from homeserver.users.page_sessions import (
     PAGES_PATH,
     PageSession,
-    cookie_name,
     find_page_session,
     form_token,
     local_path,
-    set_cookie,
+    session_cookie,
+    set_session_cookie,
 )
 
 _log = logging.getLogger(__name__)
 
 FILES = {"style.css": "text/css; charset=utf-8", "passkeys.js": "text/javascript; charset=utf-8"}
+# The cookie of a browser that is not logged in: its forms are bound to it.
+BROWSER_COOKIE = "homeserver-browser"
 HEADERS = {
     "cache-control": "no-store",
     "cross-origin-resource-policy": "same-origin",
@@ -59,9 +64,11 @@ _TITLES = {401: "Please log in", 403: "This is not allowed", 404: "Nothing here"
 class Serving:
     """Serves the routes of the account pages on a Quart application."""
 
-    def __init__(self, hs: Resources) -> None:
+    def __init__(self, hs: Resources, storage: Files | None) -> None:
         self._hs = hs
+        self._storage = storage
         self._base_url = hs.config.base_url
+        self._root = urlsplit(self._base_url).path.rstrip("/")  # of a proxy that serves all of it below another path
         folder = Path(__file__).parent
         self._files = {name: (folder / name).read_bytes() for name in FILES}
         self._version = hashlib.sha256(b"\0".join(self._files.values())).hexdigest()[:16]
@@ -90,27 +97,17 @@ class Serving:
                 self._hs.rate_limits.take("default", address_key(_address()), self._hs.now_ms())
                 visit = await self._visit()
                 answer = await self._answer(route, visit)
-            except MatrixError as error:
-                answer = _error_page(error)
-            except HTTPException as error:  # says what Quart cannot read
-                answer = _error_page(MatrixError(error.code or 400, "M_UNKNOWN", error.description or "Bad request."))
-            except (DatabaseError, BlobError):
-                said = "The storage of this server is not working at the moment. Try again later."
-                answer = _error_page(MatrixError(503, "M_UNKNOWN", said))
-            except Exception:  # an unexpected exception must not show its details to the visitor
-                number = secrets.token_hex(3)
-                _log.exception("page failed", extra={"page": route.path, "request_id": number})
-                said = f"An unexpected error happened; it is logged as {number}."
-                answer = _error_page(MatrixError(500, "M_UNKNOWN", said))
+            except Exception as error:  # an unexpected exception must not show its details to the visitor
+                answer = _error_page(_explain(error, route))
             return await self._respond(answer, visit)
 
         return serve
 
     async def _visit(self) -> Visit:
         """Returns the request with its session."""
-        token = request.cookies.get(cookie_name(self._base_url), "")
+        token = request.cookies.get(session_cookie(self._base_url), "")
         session = await self._find_session(token)
-        browser = request.cookies.get(cookie_name(self._base_url, "browser"), "")
+        browser = request.cookies.get(cookie_name(BROWSER_COOKIE, self._base_url), "")
         is_new = session is None and not 0 < len(browser) <= limits.ACCESS_TOKEN_CHARACTERS_MAX
         if is_new:
             browser = new_token("hspb")
@@ -125,7 +122,8 @@ class Serving:
             token=token if session is not None else "",
             form_token=form_token(token if session is not None else browser),
             new_browser=browser if is_new else "",
-            root=request.root_path,
+            root=request.root_path or self._root,
+            files=self._storage,
         )
 
     async def _find_session(self, token: str) -> PageSession | None:
@@ -173,12 +171,16 @@ class Serving:
             to = answer.to if answer.is_outside or visit is None else visit.root + answer.to
             response = Response("", 303, {"location": to})
             if answer.session is not None:
-                response.headers.add("set-cookie", set_cookie(self._base_url, answer.session))
-                response.headers.add("set-cookie", set_cookie(self._base_url, "", "browser"))
+                response.headers.add("set-cookie", set_session_cookie(self._base_url, answer.session))
+                response.headers.add("set-cookie", self._browser_cookie(""))
         if visit is not None and visit.new_browser and isinstance(answer, Page):
-            response.headers.add("set-cookie", set_cookie(self._base_url, visit.new_browser, "browser"))
+            response.headers.add("set-cookie", self._browser_cookie(visit.new_browser))
         response.headers.update(HEADERS)
         return response
+
+    def _browser_cookie(self, token: str) -> str:
+        age_s = limits.PAGE_SESSION_LIFETIME_MS // 1000 if token else 0
+        return write_cookie(cookie_name(BROWSER_COOKIE, self._base_url), token, self._base_url, max_age_s=age_s)
 
     async def _render(self, page: Page, visit: Visit | None) -> str:
         root = visit.root if visit is not None else ""
@@ -216,6 +218,21 @@ async def _show_missing(hs: Resources, visit: Visit) -> Answer:
 
 def _address() -> str:
     return request.scope["client"][0] if request.scope.get("client") else ""
+
+
+def _explain(error: Exception, route: PageRoute) -> MatrixError:
+    """Returns the error that the visitor sees. Logs an exception that nobody has foreseen."""
+    inner = single_error(error)
+    if isinstance(inner, MatrixError):
+        return inner
+    if isinstance(inner, HTTPException):  # says what Quart cannot read
+        return MatrixError(inner.code or 400, "M_UNKNOWN", inner.description or "Bad request.")
+    if isinstance(inner, (DatabaseError, BlobError)):  # logged once for the whole outage
+        said = "The storage of this server is not working at the moment. Try again later."
+        return MatrixError(503, "M_UNKNOWN", said)
+    number = secrets.token_hex(3)
+    _log.error("page failed", exc_info=error, extra={"page": route.path, "request_id": number})
+    return MatrixError(500, "M_UNKNOWN", f"An unexpected error happened; it is logged as {number}.")
 
 
 def _error_page(error: MatrixError) -> Page:

@@ -19,6 +19,7 @@ from urllib.parse import parse_qsl, urlencode
 
 from homeserver.errors import MatrixError
 from homeserver.federation.identifiers import UserID
+from homeserver.pages.files import Files
 from homeserver.resources import Resources
 from homeserver.users.page_sessions import PAGES_PATH, PageSession
 
@@ -30,7 +31,7 @@ class Visit:
     session: of the browser; None only if the route is public. token: of the session, "" without one.
     form_token: for the forms of this page. new_browser: the token of a cookie that binds them to the browser, if it has
     neither a session nor such a cookie. root: the prefix of links, if the server is mounted below a path.
-    picture: an uploaded file, if the form has one: its type and its content.
+    picture: an uploaded file, if the form has one: its type and its content. files: None if the server stores none.
     """
 
     path: str
@@ -45,6 +46,7 @@ class Visit:
     new_browser: str = ""
     root: str = ""
     picture: tuple[str, bytes] | None = None
+    files: Files | None = None
 
     @property
     def user_id(self) -> UserID:

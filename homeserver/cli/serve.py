@@ -14,8 +14,11 @@ from urllib.parse import urlsplit
 
 from homeserver import __version__
 from homeserver.cli.output import CommandError, add_shared_arguments, read_config, run_trio, tell
+from homeserver.process.garbage import exempt_what_exists
 
 _log = logging.getLogger(__name__)
+
+_SETTLED_SECONDS = 10
 
 
 def add_commands(commands: Any) -> None:
@@ -45,6 +48,7 @@ def run_serve(args: argparse.Namespace) -> int:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async with Homeserver(config) as server, trio.open_nursery() as nursery:
                 nursery.start_soon(_follow_signals, args, signals, server, nursery)
+                nursery.start_soon(_settle)
                 bound = await nursery.start(_serve, server, nursery)
                 _log_start(config, bound)
                 for each in bound:
@@ -78,6 +82,14 @@ def without_password(url: str) -> str:
     """Returns a database URL without its password."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl() if parts.netloc else url
+
+
+async def _settle() -> None:
+    """Exempts from the collection of garbage what a server has loaded when it has answered its first requests."""
+    import trio
+
+    await trio.sleep(_SETTLED_SECONDS)
+    exempt_what_exists()
 
 
 async def _serve(server: Any, nursery: Any, *, task_status: Any) -> None:

@@ -197,6 +197,24 @@ async def test_a_message_to_many_who_wait_takes_one_read_and_is_encoded_once(vir
     check(each, encodes=4, tasks=1)  # the task is the test's
 
 
+async def test_a_message_for_one_device_costs_those_nothing_who_wait_for_others(virtual_clock: None) -> None:
+    async with opened(10) as place:
+        alice, bob, *others = place.people
+        async with trio.open_nursery() as nursery:
+            for client in others:
+                nursery.start_soon(place.sync, client, 30_000)
+            await wait_all_tasks_blocked()
+            content = {"messages": {bob.user_id: {"*": {"a": 1}}}}
+            await alice.call("send_to_device", "org.example", "txn", body=content)
+            await wait_all_tasks_blocked()
+            assert len(nursery.child_tasks) == len(others)
+            with counted() as done:
+                await alice.send(place.room_id, "hello")
+                await wait_all_tasks_blocked()
+            assert not nursery.child_tasks
+        check(done, commits=2, reads=3, statements=61, encodes=48, decodes=11, signatures=1)
+
+
 async def test_a_message_to_another_server_takes_a_few_commits(virtual_clock: None) -> None:
     async with two_servers() as (a, b):
         alice, bob = await a.register("alice", PASSWORD), await b.register("bob", PASSWORD)

@@ -124,6 +124,9 @@ class Engine:
         return await self.together.hear(hs, listener)
 
     def _keep(self, request: SyncRequest, answer: SyncAnswer) -> None:
+        if answer.ignored is None:  # it was read around damage
+            self._kept.forget(request.device)
+            return
         self._kept.put(request.device, _Kept(answer.upto, answer.always, answer.ignored, answer.counts))
 
     def _counts_after(self, request: SyncRequest, answer: SyncAnswer) -> Mapping[RoomID, JsonObject]:
@@ -174,9 +177,10 @@ class Engine:
         if answer is not None:
             answer.members.remember(answer.upto)
             self._keys.put(request.user_id, (answer.keys, answer.upto))
-            if not around_damage:  # else parts may be missing
-                answer = msgspec.structs.replace(answer, counts=self._counts_after(request, answer))
-                self._keep(request, answer)
+            if around_damage:  # parts may be missing, so nothing is concluded from this answer
+                return msgspec.structs.replace(answer, ignored=None)
+            answer = msgspec.structs.replace(answer, counts=self._counts_after(request, answer))
+            self._keep(request, answer)
         return answer
 
     def _quiet_answer(self, hs: Resources, request: SyncRequest) -> SyncAnswer | None:

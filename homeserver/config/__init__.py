@@ -12,6 +12,7 @@ from homeserver.config.application_services import (
     RegisteredServices,
     load_application_services,
 )
+from homeserver.config.calls import Rtc
 from homeserver.config.listeners import SERVE_GROUPS, Bind, Listener, ServeGroup, parse_bind
 from homeserver.config.loading import check_files, config_from_table, load_config, read_secret
 from homeserver.config.sections import (
@@ -78,6 +79,7 @@ __all__ = [
     "Registration",
     "Retention",
     "Rooms",
+    "Rtc",
     "SearchSection",
     "Section",
     "ServeGroup",

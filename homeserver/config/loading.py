@@ -92,6 +92,7 @@ SECRET_FILES: tuple[tuple[str, str], ...] = (
     ("registration", "shared_secret_file"),
     ("email", "smtp_password_file"),
     ("turn", "shared_secret_file"),
+    ("rtc", "livekit_secret_file"),
 )
 # Keys whose paths are relative to the configuration file; "data_dir" keys are resolved by Config.data_path instead.
 FILE_KEYS: tuple[tuple[str, ...], ...] = (

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from homeserver import limits
+from homeserver.config.calls import Rtc
 from homeserver.config.listeners import Bind, Listener, parse_bind
 from homeserver.config.sso import SsoProvider
 from homeserver.config.values import (
@@ -372,6 +373,7 @@ class Config(Section, frozen=True):
     outbound_http: OutboundHttp = OutboundHttp()
     url_previews: UrlPreviews = UrlPreviews()
     turn: Turn = Turn()
+    rtc: Rtc = Rtc()
     directory: Directory = Directory()
     presence: Presence = Presence()
     messages: Messages = Messages()

@@ -53,6 +53,7 @@ from homeserver.features import (
     room_state,
     room_summary,
     room_upgrade,
+    rtc,
     search,
     sending,
     server_administration,
@@ -127,6 +128,7 @@ FEATURES: tuple[Feature, ...] = (
     notifications.FEATURE,
     typing.FEATURE,
     voice_over_ip.FEATURE,
+    rtc.FEATURE,
     # Files
     media.FEATURE,
     # Keys at rest

@@ -1,6 +1,6 @@
 """Discovery documents, if `public.serve_well_known` is on: base URL for clients, host and port for servers.
 
-Also contacts, and the key of a policy server under its name, as far as the settings say.
+Also the media server of calls, contacts, and the key of a policy server under its name, as far as the settings say.
 Spec: client-server-api/#well-known-uris, #getwell-knownmatrixsupport, #getwell-knownmatrixpolicy_server,
 server-server-api/#getwell-knownmatrixserver
 """
@@ -18,7 +18,11 @@ routes = Routes()
 @routes.get("/.well-known/matrix/client", rate_limit="")
 async def get_wellknown(hs: Resources) -> JsonObject:
     _check_served(hs)
-    return hs.config.client_discovery()
+    found: JsonObject = {**hs.config.client_discovery()}
+    transports = hs.config.rtc.list_transports(hs.config.base_url)
+    if transports:
+        found["org.matrix.msc4143.rtc_foci"] = transports  # for clients from before the request for them
+    return found
 
 
 @routes.get("/.well-known/matrix/server", rate_limit="")

@@ -25,6 +25,8 @@ OTHER_PUBLIC = {
     "GET /_matrix/client/unstable/uk.tcpip.msc4133/profile/{user_id}/{key_name}": "public since v1.16",
     "GET /_matrix/key/v2/server/{key_id}": "in the spec before v1.6; older servers ask for keys by ID",
     "GET /_matrix/key/v2/query/{server_name}/{key_id}": "the same",
+    "POST /_homeserver/client/v1/rtc/get_token": "for users of all servers, who prove themselves with OpenID tokens",
+    "POST /_homeserver/client/v1/rtc/sfu/get": "the same",
     "GET /_homeserver/health/ready": "asked by whoever starts the server",
     "GET /_homeserver/health/live": "asked by whoever starts the server",
     "GET /_homeserver/metrics": "a listener of its own decides who reaches it",
@@ -155,6 +157,7 @@ GET /_homeserver/client/v1/events
 PUT org.matrix.msc4140/rooms/{}/delayed_event/{}/{}
 GET org.matrix.msc4140/delayed_events
 GET org.matrix.msc4140/delayed_events/{}
+GET org.matrix.msc4143/rtc/transports
 """
 
 # Spec: client-server-api/#account-suspension, "Servers SHOULD permit the user to perform at least the following". What

@@ -131,6 +131,7 @@ class World:
             "upload_id": "upload",
             "appservice_id": "bridge",
             "delay_id": self.delay_id,
+            "rendezvous_id": "rendezvous",
             "idp_id": "provider",
             "auth_type": "m.login.dummy",
         }

@@ -56,6 +56,18 @@ OTHER_PUBLIC = {
     "POST /_homeserver/oauth/token": "with a code or a refresh token",
     "POST /_homeserver/oauth/revoke": "with the token that ends",
     "POST /_homeserver/oauth/device": "for a client that is not logged in yet",
+    **dict.fromkeys(
+        (
+            "POST /_matrix/client/unstable/org.matrix.msc4108/rendezvous",
+            "OPTIONS /_matrix/client/unstable/org.matrix.msc4108/rendezvous",
+            *(
+                f"{method} /_matrix/client/unstable/{form}/rendezvous/{{rendezvous_id}}"
+                for form in ("org.matrix.msc4108", "io.element.msc4388")
+                for method in ("GET", "PUT", "DELETE", *(("OPTIONS",) if form == "org.matrix.msc4108" else ()))
+            ),
+        ),
+        "for two devices of which one is not logged in yet; the ID is a secret that both have",
+    ),
 }
 
 

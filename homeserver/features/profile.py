@@ -40,6 +40,7 @@ routes = Routes()
 
 
 @routes.get("/_matrix/client/v3/profile/{user_id}")
+@routes.get("/_matrix/client/unstable/uk.tcpip.msc4133/profile/{user_id}")
 async def get_user_profile(hs: Resources, user_id: UserID, request: Request) -> JsonObject:
     return await _look_up(hs, user_id, None, find_calling(hs, request))
 
@@ -131,6 +132,7 @@ FEATURE = Feature(
     limits={"profile": Bucket(20, 0.5)},  # a new name is an event in each of the user's rooms
     capabilities={
         "m.profile_fields": _profile_fields,
+        "uk.tcpip.msc4133.profile_fields": _profile_fields,
         "m.set_displayname": lambda config, requester: {"enabled": True},
         "m.set_avatar_url": lambda config, requester: {"enabled": not requester.is_guest},
     },

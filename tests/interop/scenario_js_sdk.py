@@ -17,6 +17,10 @@ FORGOTTEN = "400 POST /_matrix/client/unstable/org.matrix.simplified_msc3575/syn
 # What a server answers to a client that waits for news when it is stopped.
 STOPPED = "503 POST /_matrix/client/unstable/org.matrix.simplified_msc3575/sync M_UNKNOWN"
 
+# What a delayed event that was cancelled answers to a restart, and a rendezvous that was closed.
+CANCELLED = "404 POST /_matrix/client/unstable/org.matrix.msc4140/delayed_events/… M_NOT_FOUND"
+CLOSED = "404 GET /_matrix/client/unstable/org.matrix.msc4108/rendezvous/… M_NOT_FOUND"
+
 Sides = tuple[Server, Server]
 
 
@@ -58,3 +62,9 @@ def test_sliding_sync_with_matrix_js_sdk_and_synapse(sides: Sides) -> None:
     refused = run_js_sdk("sliding.mjs", Client(here, "alice"), Client(there, "bob"), brief=True)
     # Alice's client changes its lists while it waits. Synapse sometimes forgets the connection for that.
     assert refused <= ({NO_BACKUP, FORGOTTEN} if here.kind == "Synapse" else {NO_BACKUP})
+
+
+def test_calls_with_matrix_js_sdk(organisations: Sides) -> None:
+    """Delayed events, MatrixRTC between two servers with a member who disappears, and the rendezvous for log-in."""
+    here, there = organisations
+    assert run_js_sdk("calls.mjs", Client(here, "alice"), Client(there, "bob")) <= {CANCELLED, CLOSED, NO_BACKUP}

@@ -23,6 +23,7 @@ OTHER_ERRCODES = frozenset({"M_UNKNOWN_POS"})  # MSC4186, sliding sync
 # Public doors that the spec does not have: they answer anyone, so each stands here with its reason.
 OTHER_PUBLIC = {
     "GET /_matrix/client/unstable/uk.tcpip.msc4133/profile/{user_id}/{key_name}": "public since v1.16",
+    "GET /_matrix/client/unstable/uk.tcpip.msc4133/profile/{user_id}": "the same",
     "GET /_matrix/key/v2/server/{key_id}": "in the spec before v1.6; older servers ask for keys by ID",
     "GET /_matrix/key/v2/query/{server_name}/{key_id}": "the same",
     "POST /_homeserver/client/v1/rtc/get_token": "for users of all servers, who prove themselves with OpenID tokens",

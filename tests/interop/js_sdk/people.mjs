@@ -49,7 +49,7 @@ export async function noting(resource, options) {
         const { errcode = "" } = await answer.clone().json().catch(() => ({}));
         const path = new URL(resource).pathname
             .replace(/(%40|%23|%21|%24|[@#!$])[^/]+/g, "…")
-            .replace(/(room_keys\/keys)\/.*/, "$1/…");
+            .replace(/(room_keys\/keys|delayed_events|rendezvous)\/.*/, "$1/…");
         refused.add(`${answer.status} ${options?.method ?? "GET"} ${path} ${errcode}`.trim());
     }
     return answer;

@@ -42,6 +42,7 @@ from homeserver.rooms.membership import (
     set_forgotten,
 )
 from homeserver.rooms.restricted import authorised_via
+from homeserver.users.notice_rooms import is_notice_room
 from homeserver.users.profile import get_member_profile
 from homeserver.users.room_upgrades import carry_over, find_predecessor
 from homeserver.users.shadow_bans import write_and_undo, write_for
@@ -245,6 +246,8 @@ def _leave(tx: Transaction, room_id: RoomID, user_id: UserID, content: JsonObjec
         raise forbidden("You are not in that room.")
     if membership == "leave":
         return True
+    if membership == "invite" and is_notice_room(tx, user_id, room_id):
+        raise MatrixError(403, "M_CANNOT_LEAVE_SERVER_NOTICE_ROOM", "You cannot reject messages of the server.")
     if not is_server_joined(tx, room_id, tx.server.name) and not is_deserted(tx, room_id):
         return False
     _change(tx, room_id, user_id, user_id, content)

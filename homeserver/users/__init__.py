@@ -20,6 +20,7 @@ from homeserver.users import (
     filters,
     friends,
     mail,
+    notice_rooms,
     page_sessions,
     passkeys,
     presence,
@@ -85,4 +86,5 @@ SCHEMAS: tuple[Schema, ...] = (
     told_audiences.SCHEMA,
     status.SCHEMA,
     figures.SCHEMA,
+    notice_rooms.SCHEMA,
 )

@@ -141,6 +141,7 @@ INVENTORY: tuple[Personal, ...] = (
     # Reports: the people who have reported the user are not told
     Personal("reports", "reporter_nid", ends=_LATER),
     Personal("reports", "target_nid", ends=_LATER, hidden=("reporter_nid", "reason")),
+    Personal("notice_rooms"),
     # What administrators have done
     Personal("blocked_rooms", ends=_LATER),
     Personal("tasks", "resource_nid", ends=_LATER, hidden=("parameters", "result")),

@@ -5,13 +5,35 @@ Members can read and leave; only the creator can write.
 
 from __future__ import annotations
 
-from homeserver.database import Transaction
+from homeserver.database import Schema, Step, Transaction
+from homeserver.errors import MatrixError
 from homeserver.federation.build import Draft
 from homeserver.federation.identifiers import RoomID, UserID
 from homeserver.federation.room_versions import ROOM_VERSIONS
 from homeserver.rooms.append import append_create, append_local, choose_room_id
+from homeserver.rooms.membership import find_membership
 from homeserver.rooms.power import initial_levels
+from homeserver.users.account_data import find_account_data, store_account_data
+from homeserver.users.accounts import create_user, find_user
 from homeserver.users.profile import get_member_profile
+
+SCHEMA = Schema(
+    "notice_rooms",
+    (
+        Step(
+            "001_create",
+            """
+            -- The room in which the server tells a user something.
+            CREATE TABLE notice_rooms (user_nid INTEGER PRIMARY KEY, room_nid INTEGER NOT NULL);
+            CREATE INDEX notice_rooms_by_room ON notice_rooms (room_nid);
+            """,
+        ),
+    ),
+)
+
+NOTICES_LOCALPART = "notices"
+NOTICES_NAME = "Server notices"
+NOTICES_TAG = "m.server_notice"
 
 READER_LEVEL = -10
 """The power level of everybody but the creator: too low to send anything."""
@@ -48,3 +70,52 @@ def append_invite(tx: Transaction, room_id: RoomID, sender: UserID, user_id: Use
     """Invites a user of this server, without asking whether they want invitations: the server itself invites."""
     content = {"membership": "invite", **get_member_profile(tx, user_id)}
     append_local(tx, Draft(room_id, sender, "m.room.member", content, state_key=user_id))
+
+
+# --- notices to one user: client-server-api/#server-notices ---
+
+
+def get_notice_room(tx: Transaction, user_id: UserID) -> tuple[UserID, RoomID]:
+    """Returns the sender of notices and the user's room for them. Creates both, and invites the user, if necessary.
+
+    Raises 400 M_UNKNOWN if the account of the sender is somebody's.
+    """
+    sender = _get_sender(tx)
+    row = tx.one("SELECT room_nid FROM notice_rooms WHERE user_nid = ?", tx.find(user_id))
+    room_id = None if row is None else RoomID(tx.name(row[0]))
+    if room_id is None or find_membership(tx, room_id, sender) != "join":
+        room_id = create_notice_room(tx, sender, NOTICES_NAME)
+        tx.run(
+            "INSERT INTO notice_rooms (user_nid, room_nid) VALUES (?, ?)"
+            " ON CONFLICT (user_nid) DO UPDATE SET room_nid = excluded.room_nid",
+            tx.intern(user_id), tx.intern(room_id),
+        )  # fmt: skip
+    if find_membership(tx, room_id, user_id) not in ("join", "invite"):
+        append_invite(tx, room_id, sender, user_id)
+        tags = (find_account_data(tx, user_id, room_id, "m.tag") or {}).get("tags")
+        shown = {**(tags if isinstance(tags, dict) else {}), NOTICES_TAG: {}}
+        store_account_data(tx, user_id, room_id, "m.tag", {"tags": shown})
+    return sender, room_id
+
+
+def _get_sender(tx: Transaction) -> UserID:
+    sender = UserID(f"@{NOTICES_LOCALPART}:{tx.server.name}")
+    user = find_user(tx, sender)
+    if user is None:
+        create_user(tx, sender)
+        user = find_user(tx, sender)
+    if user is None or user.password_hash is not None or user.is_deactivated:
+        raise MatrixError(400, "M_UNKNOWN", f"Notices are sent by {sender}, which is the account of a person here.")
+    return sender
+
+
+def is_notice_room(tx: Transaction, user_id: UserID, room_id: str) -> bool:
+    """Returns whether the server tells the user something in this room."""
+    row = tx.one("SELECT 1 FROM notice_rooms WHERE user_nid = ? AND room_nid = ?", tx.find(user_id), tx.find(room_id))
+    return row is not None
+
+
+def forget_notice_room(tx: Transaction, user_id: UserID, erase: bool) -> bool:
+    """Forgets which room it is. The user leaves it like every other one."""
+    tx.run("DELETE FROM notice_rooms WHERE user_nid = ?", tx.find(user_id))
+    return False

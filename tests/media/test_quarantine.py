@@ -87,18 +87,22 @@ async def test_administrators_list_and_delete_the_files_of_a_user(
     ids = [(await upload(alice, b"a%d" % number, filename=f"{number}.txt")).partition("/")[2] for number in range(3)]
     kept = await upload(bob, b"b")
     path = f"{base}/users/{alice.user_id}/media"
-    first = await boss.ok("GET", f"{path}?limit=2")
+    first = await boss.ok("GET", f"{path}?limit=2&dir=f")
     assert [each["media_id"] for each in first["media"]] == ids[:2]
     shown = first["media"][0]
     assert (first["total"], shown["upload_name"], shown["media_type"]) == (3, "0.txt", "text/plain")
-    rest = await boss.ok("GET", f"{path}?limit=2&from={first['next_token']}")
+    rest = await boss.ok("GET", f"{path}?limit=2&dir=f&from={first['next_token']}")
     assert [each["media_id"] for each in rest["media"]] == ids[2:] and "next_token" not in rest
+    newest = await boss.ok("GET", path)
+    assert [each["media_id"] for each in newest["media"]] == ids[::-1]
+    by_name = await boss.ok("GET", f"{path}?order_by=upload_name&dir=b")
+    assert [each["media_id"] for each in by_name["media"]] == ids[::-1]
     deleted = await boss.ok("DELETE", path)
     assert (sorted(deleted["deleted_media"]), deleted["total"]) == (sorted(ids), 3)
     assert await boss.ok("GET", path) == {"media": [], "total": 0}
     assert len(await blob_keys(server)) == 1
     assert (await bob.get(f"{V1}/download/{kept}")).content == b"b"
-    for query in ("limit=0", "limit=100000", "from=-1", "from=x"):
+    for query in ("limit=0", "order_by=x", "from=-1", "from=x", f"from={2**60}"):
         assert (await boss.refused("GET", f"{path}?{query}"))[0] == 400
 
 
@@ -188,3 +192,33 @@ async def test_old_and_large_files_can_be_deleted_except_avatars(tmp_path: Path,
             assert await alice.refused("GET", f"{V1}/download/{place}") == GONE
         assert await alice.refused("POST", f"{path}?before_ts={now}") == (403, "M_FORBIDDEN")
         assert await boss.refused("POST", path) == (400, "M_MISSING_PARAM")
+
+
+async def test_protected_files_are_not_quarantined(alice: Client, boss: Client) -> None:
+    places = [await upload(alice, b"a%d" % number) for number in range(2)]
+    media_id = places[0].partition("/")[2]
+    assert await boss.ok("POST", f"/_synapse/admin/v1/media/protect/{media_id}") == {}
+    path = f"/_synapse/admin/v1/user/{alice.user_id}/media/quarantine"
+    assert await boss.ok("POST", path) == {"num_quarantined": 1}
+    shown = (await boss.ok("GET", f"/_synapse/admin/v1/media/{places[0]}"))["media_info"]
+    assert (shown["safe_from_quarantine"], shown["quarantined_by"]) == (True, None)
+    assert (await alice.get(f"{V1}/download/{places[0]}")).content == b"a0"
+    await boss.ok("POST", f"/_synapse/admin/v1/media/unprotect/{media_id}")
+    assert await boss.ok("POST", path) == {"num_quarantined": 1}
+
+
+async def test_statistics_say_how_much_users_have_uploaded(alice: Client, bob: Client, boss: Client) -> None:
+    await upload(alice, b"12345")
+    await upload(alice, b"123")
+    await upload(bob, b"1")
+    path = "/_synapse/admin/v1/statistics/users/media"
+    usage = await boss.ok("GET", f"{path}?order_by=media_length&dir=b")
+    assert (usage["total"], usage["users"][0]) == (
+        2, {"user_id": alice.user_id, "displayname": "alice", "media_count": 2, "media_length": 8},
+    )  # fmt: skip
+    assert (await boss.ok("GET", f"{path}?search_term=BOB"))["total"] == 1
+    assert (await boss.ok("GET", f"{path}?until_ts=1"))["users"] == []
+    page = await boss.ok("GET", f"{path}?limit=1")
+    assert (page["users"][0]["user_id"], page["next_token"]) == (alice.user_id, 1)
+    for query in ("limit=0", "from=-1", "from_ts=-1", f"until_ts={2**70}", "order_by=x"):
+        assert await boss.refused("GET", f"{path}?{query}") == (400, "M_INVALID_PARAM"), query

@@ -15,6 +15,7 @@ from homeserver.features.administration import (
     destinations,
     devices,
     history_changes,
+    notices,
     room_changes,
     room_history,
     room_members,
@@ -24,11 +25,12 @@ from homeserver.features.administration import (
 )
 from homeserver.features.administration.working import run_task
 from homeserver.rooms.tasks import WAKE_KEY, list_unfinished
+from homeserver.users.notice_rooms import forget_notice_room
 
 routes = Routes()
 for _module in (
     tokens, accounts, account_changes, devices, rooms, room_history, room_changes, room_members, history_changes,
-    destinations, server,
+    destinations, notices, server,
 ):  # fmt: skip
     routes.include(_module.routes)
 
@@ -37,4 +39,5 @@ FEATURE = Feature(
     spec="",
     routes=routes,
     worklists=[Worklist("tasks", list_unfinished, run_task, wake_key=WAKE_KEY)],
+    forget_user=forget_notice_room,
 )

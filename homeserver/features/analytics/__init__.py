@@ -69,6 +69,15 @@ async def get_analytics(hs: Resources, requester: Requester, query: AnalyticsQue
     return Response(200, to_csv(table).encode(), headers)
 
 
+@routes.get("/_synapse/admin/v1/statistics/database/rooms", rate_limit="analytics")
+async def list_largest_rooms(hs: Resources, requester: Requester) -> JsonObject:
+    """The same in the format of tools for other servers: the ten largest rooms, without indexes and files."""
+    check_admin(requester)
+    rooms = await list_rooms(hs.database)
+    largest = sorted(rooms, key=lambda room: -room["bytes"])[:10]
+    return {"rooms": [{"room_id": room["room_id"], "estimated_size": room["bytes"]} for room in largest]}
+
+
 async def list_rooms(database: Database) -> list[JsonObject]:
     """Measures what the events of each room take now, and returns the largest rooms. Other reads get their turns."""
     sizes: dict[int, RoomSize] = {}

@@ -7,6 +7,7 @@ tools for Synapse's admin API expect. The formats are those of these tools.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -19,12 +20,12 @@ from homeserver.features.media.downloads import check_media_id, parse_mxc
 from homeserver.features.media.listing import Listed
 from homeserver.features.media.operations import routes
 from homeserver.features.media.uploads import mxc_uri
-from homeserver.federation.identifiers import RoomID, ServerName, UserID
-from homeserver.limits import MEDIA_CLEANUP_ROWS
+from homeserver.federation.identifiers import RoomID, ServerName, UserID, localpart_of
+from homeserver.limits import MEDIA_CLEANUP_ROWS, TIMESTAMP_MS_MAX
 from homeserver.resources import Resources
 from homeserver.rooms.storage import list_positions, list_stored
 from homeserver.rooms.timeline import END, list_backwards
-from homeserver.users.profile import list_avatars
+from homeserver.users.profile import find_profile, list_avatars
 
 OWN = "/_homeserver/admin/v1"
 TOOLS = "/_synapse/admin/v1"
@@ -58,6 +59,21 @@ async def unquarantine_media(hs: Resources, requester: Requester, server_name: S
     return {}
 
 
+@routes.post(f"{TOOLS}/media/protect/{{media_id}}")
+async def protect_media(hs: Resources, requester: Requester, media_id: str) -> JsonObject:
+    check_admin(requester)
+    check_media_id(media_id)
+    await hs.database.write(quarantine.store_protected, media_id)
+    return {}
+
+
+@routes.post(f"{TOOLS}/media/unprotect/{{media_id}}")
+async def unprotect_media(hs: Resources, requester: Requester, media_id: str) -> JsonObject:
+    check_admin(requester)
+    await hs.database.write(quarantine.delete_protected, media_id)
+    return {}
+
+
 @routes.get(f"{OWN}/media/{{server_name}}/{{media_id}}")
 @routes.get(f"{TOOLS}/media/{{server_name}}/{{media_id}}")
 async def get_media_for_admin(
@@ -83,26 +99,42 @@ async def delete_media(hs: Resources, requester: Requester, server_name: ServerN
 # --- a user's files ---
 
 
-class MediaQuery(msgspec.Struct, frozen=True):
-    """from: the `next_token` of the previous page."""
+MediaOrder = Literal[
+    "media_id", "upload_name", "created_ts", "last_access_ts", "media_length", "media_type", "quarantined_by",
+    "safe_from_quarantine",
+]  # fmt: skip
 
-    start: int = msgspec.field(name="from", default=0)
+
+class MediaQuery(msgspec.Struct, frozen=True, rename={"start": "from", "direction": "dir"}):
+    """from: how many files to leave out. Without any order the newest come first."""
+
+    start: int = 0
     limit: int = 100
+    order_by: MediaOrder | None = None
+    direction: Literal["f", "b"] | None = None
 
 
 @routes.get(f"{OWN}/users/{{user_id}}/media")
 @routes.get(f"{TOOLS}/users/{{user_id}}/media")
 async def list_media_of_user(hs: Resources, requester: Requester, user_id: UserID, query: MediaQuery) -> JsonObject:
     check_admin(requester)
-    if not 1 <= query.limit <= _PAGE_MAX or query.start < 0:
-        raise invalid_param(f"The limit must be from 1 to {_PAGE_MAX}, and from a next_token.")
-    page, total = await hs.database.read(_list_page, user_id, query)
-    more = {"next_token": page[-1].media_nid} if len(page) == query.limit else {}
-    return {"media": [_body(each) for each in page], "total": total, **more}
+    limit = _check_page(query.start, query.limit)
+    files = [_body(each) for each in await hs.database.read(listing.list_all_media_of, user_id)]
+    if query.order_by is None and query.direction is None:
+        files.reverse()
+    else:
+        key = query.order_by or "created_ts"
+        files.sort(key=lambda file: (file[key] is not None, file[key] or 0), reverse=query.direction == "b")
+    page = files[query.start : query.start + limit]
+    more = {"next_token": query.start + limit} if query.start + limit < len(files) else {}
+    return {"media": page, "total": len(files), **more}
 
 
-def _list_page(tx: Transaction, user_id: UserID, query: MediaQuery) -> tuple[list[Listed], int]:
-    return listing.list_media_of(tx, user_id, query.start, query.limit), listing.count_media_of(tx, user_id)
+def _check_page(start: int, limit: int) -> int:
+    """Returns how many entries a page has. Raises M_INVALID_PARAM."""
+    if limit < 1 or not 0 <= start < 2**53:
+        raise invalid_param("The limit must be at least 1, and from a next_token.")
+    return min(limit, _PAGE_MAX)
 
 
 @routes.delete(f"{OWN}/users/{{user_id}}/media")
@@ -149,11 +181,12 @@ async def list_media_of_room(hs: Resources, requester: Requester, room_id: RoomI
     listed: dict[str, list[str]] = {"local": [], "remote": []}
     for server_name, media_id in uris:
         listed["local" if server_name == hs.server_name else "remote"].append(f"mxc://{server_name}/{media_id}")
-    return dict(listed)
+    return {**listed, "total": len(uris)}
 
 
 @routes.post(f"{OWN}/rooms/{{room_id}}/media/quarantine")
 @routes.post(f"{TOOLS}/room/{{room_id}}/media/quarantine")
+@routes.post(f"{TOOLS}/quarantine_media/{{room_id}}")
 async def quarantine_media_of_room(hs: Resources, requester: Requester, room_id: RoomID) -> JsonObject:
     check_admin(requester)
     uris, count = await _uris_in(hs, room_id), 0
@@ -278,5 +311,47 @@ def _body(each: Listed) -> JsonObject:
         "created_ts": each.created_ms,
         "last_access_ts": each.used_ms,
         "quarantined_by": each.quarantined_by,
-        "safe_from_quarantine": False,
+        "safe_from_quarantine": each.is_protected,
     }
+
+
+# --- how much users have uploaded ---
+
+
+class UsageQuery(msgspec.Struct, frozen=True, rename={"start": "from", "direction": "dir"}):
+    """from_ts, until_ts: only files uploaded in this time. search_term: a part of the localpart or the display name."""
+
+    start: int = 0
+    limit: int = 100
+    order_by: Literal["user_id", "displayname", "media_length", "media_count"] = "user_id"
+    direction: Literal["f", "b"] = "f"
+    from_ts: Annotated[int, msgspec.Meta(ge=0, le=TIMESTAMP_MS_MAX)] = 0
+    until_ts: Annotated[int, msgspec.Meta(ge=0, le=TIMESTAMP_MS_MAX)] = TIMESTAMP_MS_MAX
+    search_term: str = ""
+
+
+@routes.get(f"{TOOLS}/statistics/users/media")
+async def list_media_usage(hs: Resources, requester: Requester, query: UsageQuery) -> JsonObject:
+    check_admin(requester)
+    limit = _check_page(query.start, query.limit)
+    users = await hs.database.read(_list_usage, query)
+    users.sort(key=lambda user: str(user["user_id"]))
+    if query.order_by != "user_id":
+        users.sort(key=lambda user: user[query.order_by] or 0 if query.order_by != "displayname" else _name(user))
+    if query.direction == "b":
+        users.reverse()
+    more = {"next_token": query.start + limit} if query.start + limit < len(users) else {}
+    return {"users": users[query.start : query.start + limit], "total": len(users), **more}
+
+
+def _name(user: JsonObject) -> str:
+    return str(user["displayname"] or "").casefold()
+
+
+def _list_usage(tx: Transaction, query: UsageQuery) -> list[JsonObject]:
+    term, found = query.search_term.casefold(), []
+    for user_id, (count, size_bytes) in listing.list_usage(tx, query.from_ts, query.until_ts).items():
+        name = find_profile(tx, user_id, "displayname").get("displayname")
+        if term in localpart_of(user_id).casefold() or term in str(name or "").casefold():
+            found.append({"user_id": user_id, "displayname": name, "media_count": count, "media_length": size_bytes})
+    return found

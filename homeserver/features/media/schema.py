@@ -118,5 +118,12 @@ SCHEMA = Schema(
             CREATE INDEX media_uploads_expiry ON media_uploads (expires_ms);
             """,
         ),
+        Step(
+            "protected",
+            """
+            -- Files of this server that quarantining many at once leaves out, such as stickers.
+            CREATE TABLE media_protected (media_id TEXT PRIMARY KEY);
+            """,
+        ),
     ),
 )

@@ -344,6 +344,8 @@ def delete_media(tx: Transaction, server_name: ServerName, media_id: str) -> boo
     if row is None:
         return False
     _delete_row(tx, *row)
+    if server_name == tx.server.name:
+        tx.run("DELETE FROM media_protected WHERE media_id = ?", media_id)
     return True
 
 

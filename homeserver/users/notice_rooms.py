@@ -81,15 +81,10 @@ def get_notice_room(tx: Transaction, user_id: UserID) -> tuple[UserID, RoomID]:
     Raises 400 M_UNKNOWN if the account of the sender is somebody's.
     """
     sender = _get_sender(tx)
-    row = tx.one("SELECT room_nid FROM notice_rooms WHERE user_nid = ?", tx.find(user_id))
-    room_id = None if row is None else RoomID(tx.name(row[0]))
+    room_id = find_notice_room(tx, user_id)
     if room_id is None or find_membership(tx, room_id, sender) != "join":
         room_id = create_notice_room(tx, sender, NOTICES_NAME)
-        tx.run(
-            "INSERT INTO notice_rooms (user_nid, room_nid) VALUES (?, ?)"
-            " ON CONFLICT (user_nid) DO UPDATE SET room_nid = excluded.room_nid",
-            tx.intern(user_id), tx.intern(room_id),
-        )  # fmt: skip
+        store_notice_room(tx, user_id, room_id)
     if find_membership(tx, room_id, user_id) not in ("join", "invite"):
         append_invite(tx, room_id, sender, user_id)
         tags = (find_account_data(tx, user_id, room_id, "m.tag") or {}).get("tags")
@@ -107,6 +102,21 @@ def _get_sender(tx: Transaction) -> UserID:
     if user is None or user.password_hash is not None or user.is_deactivated:
         raise MatrixError(400, "M_UNKNOWN", f"Notices are sent by {sender}, which is the account of a person here.")
     return sender
+
+
+def find_notice_room(tx: Transaction, user_id: UserID) -> RoomID | None:
+    """Returns the user's room for notices, None if there never was one."""
+    row = tx.one("SELECT room_nid FROM notice_rooms WHERE user_nid = ?", tx.find(user_id))
+    return None if row is None else RoomID(tx.name(row[0]))
+
+
+def store_notice_room(tx: Transaction, user_id: UserID, room_id: RoomID) -> None:
+    """Makes a room the user's room for notices."""
+    tx.run(
+        "INSERT INTO notice_rooms (user_nid, room_nid) VALUES (?, ?)"
+        " ON CONFLICT (user_nid) DO UPDATE SET room_nid = excluded.room_nid",
+        tx.intern(user_id), tx.intern(room_id),
+    )  # fmt: skip
 
 
 def is_notice_room(tx: Transaction, user_id: UserID, room_id: str) -> bool:

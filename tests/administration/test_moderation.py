@@ -111,7 +111,7 @@ async def test_only_messages_of_other_servers_are_purged_unless_it_is_asked_for(
     assert texts((await messages(alice, room_id))["chunk"]) == ["ours"]
 
 
-async def test_what_a_user_has_sent_is_redacted(server: Server, boss: Client, alice: Client, bob: Client) -> None:
+async def test_messages_of_a_user_are_redacted(server: Server, boss: Client, alice: Client, bob: Client) -> None:
     room_id, other = await public_room(alice, bob), await public_room(alice, bob)
     await say(bob, room_id, *(f"spam {number}" for number in range(50)))
     await say(alice, room_id, "ham")

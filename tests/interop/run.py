@@ -27,6 +27,7 @@ from tests.interop.setup import (  # noqa: E402 (found only now)
     ensure_mautrix,
     ensure_nio,
     ensure_node_packages,
+    ensure_synadm,
     ensure_synapse,
 )
 
@@ -36,6 +37,7 @@ def main(arguments: list[str]) -> int:
     python = ensure_synapse()
     ensure_nio()
     ensure_mautrix()
+    ensure_synadm()
     lacking = {
         **dict.fromkeys(NEED_NODE, ensure_node_packages()),
         "scenario_element.py": ensure_element(),

@@ -88,6 +88,16 @@ def ensure_mautrix() -> Path:
     return ensure_environment("mautrix", mautrix_venv(), HERE / "requirements-mautrix.lock", "make interop")
 
 
+def synadm_venv() -> Path:
+    """Returns the folder of synadm's environment: `.venv-synadm` in the repository."""
+    return REPOSITORY / ".venv-synadm"
+
+
+def ensure_synadm() -> Path:
+    """Returns the Python that has synadm, a tool of administrators, and makes its environment if necessary."""
+    return ensure_environment("synadm", synadm_venv(), HERE / "requirements-synadm.lock", "make interop")
+
+
 def js_sdk_folder() -> Path:
     """Returns the folder of matrix-js-sdk: `.node-js-sdk` in the repository."""
     return REPOSITORY / ".node-js-sdk"

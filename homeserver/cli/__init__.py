@@ -18,7 +18,9 @@ from homeserver.cli import (
     config,
     demo,
     export,
+    federation,
     keys,
+    media,
     parked,
     report,
     room,
@@ -30,7 +32,10 @@ from homeserver.cli import (
 )
 from homeserver.cli.output import CommandError, fail
 
-GROUPS = (serve, config, user, token, report, keys, room, archive, search, stats, bridge, export, parked, demo)
+GROUPS = (
+    serve, config, user, token, report, keys, room, media, federation, archive, search, stats, bridge, export, parked,
+    demo,
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

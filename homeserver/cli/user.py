@@ -12,7 +12,7 @@ from homeserver.cli.output import CommandError, add_shared_arguments, read_confi
 
 
 def add_commands(commands: Any) -> None:
-    """Adds `user add`, `list`, `show`, `passwd`, `deactivate`, `admin`, `lock` and `suspend`."""
+    """Adds `user add`, `list`, `show`, `passwd`, `deactivate`, `admin`, `lock`, `suspend` and `shadow-ban`."""
     group = commands.add_parser("user", help="manage accounts")
     actions = group.add_subparsers(metavar="ACTION", required=True)
     add = _action(actions, "add", run_add, "make an account")
@@ -31,6 +31,7 @@ def add_commands(commands: Any) -> None:
     for name, run, about in (
         ("lock", run_lock, "keep a user out of the account, until that is undone"),
         ("suspend", run_suspend, "let a user read and leave only, until that is undone"),
+        ("shadow-ban", run_shadow_ban, "let nothing that a user does reach others, without a sign of it, until undone"),
     ):
         _action(actions, name, run, about).add_argument("--undo", action="store_true", help="undo it")
 
@@ -149,6 +150,24 @@ def run_suspend(args: argparse.Namespace) -> int:
     return _moderate(args, "suspended", "may do everything again")
 
 
+def run_shadow_ban(args: argparse.Namespace) -> int:
+    """Shadow-bans a user, or lifts that."""
+
+    async def change(server: Any) -> None:
+        from homeserver.errors import MatrixError
+        from homeserver.users.administration import set_shadow_banned
+
+        account = await _find(server, args)
+        try:
+            await server.resources.database.write(set_shadow_banned, account.user_id, not args.undo)
+        except MatrixError as error:
+            raise CommandError(f"{account.user_id}: {error.error}") from error
+        now = "reaches others again" if args.undo else "is shadow-banned"
+        tell(args, f"{account.user_id} {now}.", user_id=account.user_id, shadow_banned=not args.undo)
+
+    return run_beside(read_config(args), change)
+
+
 def _moderate(args: argparse.Namespace, flag: str, undone: str) -> int:
     async def change(server: Any) -> None:
         from homeserver.errors import MatrixError
@@ -208,7 +227,8 @@ def _kind(account: Any) -> str:
         word
         for word, holds in (
             ("deactivated", account.user.is_deactivated), ("guest", flags.is_guest), ("admin", flags.is_admin),
-            ("locked", flags.is_locked), ("suspended", flags.is_suspended), ("bridged", account.user.appservice),
+            ("locked", flags.is_locked), ("suspended", flags.is_suspended), ("shadow-banned", flags.is_shadow_banned),
+            ("bridged", account.user.appservice),
         )
         if holds
     ]  # fmt: skip
@@ -224,6 +244,7 @@ def _fields(account: Any) -> dict[str, Any]:
         "guest": account.flags.is_guest,
         "locked": account.flags.is_locked,
         "suspended": account.flags.is_suspended,
+        "shadow_banned": account.flags.is_shadow_banned,
         "deactivated": account.user.is_deactivated,
         "has_password": account.user.password_hash is not None,
         "created_ts": account.user.created_ms,

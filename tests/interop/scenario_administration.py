@@ -119,7 +119,7 @@ def test_synadm_manages_tokens_and_media(organisations: Sides, boss: Client, syn
     synadm("media", "delete", "-i", media_id)
 
 
-def test_what_ketesa_asks_for_is_answered(organisations: Sides, boss: Client) -> None:
+def test_requests_of_ketesa_are_answered(organisations: Sides, boss: Client) -> None:
     here, there = organisations
     alice, bob = Client(here, "alice"), Client(there, "bob")
     room_id = alice.create_room("11", preset="public_chat", name="Ketesa")

@@ -21,6 +21,7 @@ from homeserver.users.inventory import INVENTORY
 from homeserver.users.oauth.cross_signing import note_reset_approved
 from homeserver.users.oauth.device_grants import approve_device_grant, open_device_grant
 from homeserver.users.passkeys import NewPasskey, create_passkey
+from homeserver.users.notice_rooms import get_notice_room
 from homeserver.users.presence import find_presence
 from homeserver.users.single_sign_on import Goal, create_attempt, insert_external_id, set_confirming
 from homeserver.users.status import store_heartbeats
@@ -180,6 +181,7 @@ async def leave_notifications(alice: Client, bob: Client, room_id: str) -> None:
 async def leave_addresses(server: Server, alice: Client) -> None:
     """An email address of the account, which is bound, and another one that is being validated."""
     await server.write(store_threepid, alice.user_id, EMAIL, "alice@mail.example", 1)
+    await server.write(get_notice_room, alice.user_id)
     await server.write(store_binding, alice.user_id, EMAIL, "alice@mail.example", ServerName("identity.example"))
     body = {"client_secret": "secret", "email": "alice@work.example", "send_attempt": 1}
     await alice.ok("POST", "account/3pid/email/requestToken", json=body)

@@ -18,7 +18,7 @@ from homeserver.rooms.heads import StateKey, find_head, state_events
 
 # An entry takes about 1 KiB: 20 MB.
 _ENTRIES_CACHED_MAX = 20_000
-ROOMS_PER_READ = 300  # of rooms whose state is not cached, each takes some 0.3 ms
+ROOMS_PER_READ = 300  # of rooms whose state is not cached, each takes about a millisecond
 SEARCHED_CHARACTERS_MAX = 255
 
 _SHOWN: tuple[StateKey, ...] = tuple(

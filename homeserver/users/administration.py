@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import orjson
 
 from homeserver.authenticate import AccountFlags, get_account_flags, list_flagged, store_account_flags
-from homeserver.database import Transaction
+from homeserver.database import Row, Transaction
 from homeserver.errors import forbidden, not_found
 from homeserver.federation.identifiers import UserID, localpart_of
 from homeserver.resources import Resources
@@ -104,25 +104,36 @@ class Page:
 def list_page(tx: Transaction, wanted: Wanted, page: Page) -> tuple[list[AccountView], int]:
     """Returns a page of the list of accounts, and how many accounts the whole list has.
 
-    Reads one row of each account of the server, and one profile field of each if names matter: some 3 µs an account.
+    Reads a row of each account of the server, and a profile field of each if names matter: some 10 µs an account.
     """
     flags = list_flagged(tx)
     rows = tx.all(
-        "SELECT u.user_nid, s.value, u.password_hash, u.created_ms, u.appservice, u.deactivated_ms, u.erased,"
-        " u.user_type FROM users u JOIN strings s ON s.nid = u.user_nid ORDER BY s.value"
+        "SELECT u.user_nid, s.value, u.created_ms, u.deactivated_ms, u.erased, u.user_type"
+        " FROM users u JOIN strings s ON s.nid = u.user_nid"
     )
-    found = [
-        (nid, User(UserID(user_id), password_hash, created_ms, appservice, deactivated_ms, bool(erased), user_type))
-        for nid, user_id, password_hash, created_ms, appservice, deactivated_ms, erased, user_type in rows
-    ]
     names = _list_field(tx, "displayname") if wanted.name_part or page.order == "displayname" else {}
-    kept = [(nid, user) for nid, user in found if _is_wanted(user, flags.get(nid, _NONE), names.get(nid), wanted)]
+    kept = [
+        _Listed(*row) for row in rows if _is_wanted(row, flags.get(row[0], _NONE), names.get(row[0], ""), wanted)
+    ]  # fmt: skip
+    kept.sort(key=lambda each: each.user_id)
     if page.order != "name":
         keys = _list_keys(tx, kept, flags, names, page.order)
-        kept.sort(key=lambda each: keys[each[0]], reverse=page.descending)
+        kept.sort(key=lambda each: keys[each.nid], reverse=page.descending)
     elif page.descending:
         kept.reverse()
-    return [_view(tx, user) for _, user in kept[page.start : page.start + page.limit]], len(kept)
+    shown = [find_account(tx, UserID(each.user_id)) for each in kept[page.start : page.start + page.limit]]
+    return [account for account in shown if account is not None], len(kept)
+
+
+class _Listed(NamedTuple):
+    """A row of the list."""
+
+    nid: int
+    user_id: str
+    created_ms: int
+    deactivated_ms: int | None
+    erased: int
+    user_type: str | None
 
 
 _NONE = AccountFlags()
@@ -134,50 +145,43 @@ def _list_field(tx: Transaction, field: str) -> dict[int, str]:
     return {nid: str(orjson.loads(value)) for nid, value in values}
 
 
-def _is_wanted(user: User, flags: AccountFlags, name: str | None, wanted: Wanted) -> bool:
-    for is_wanted, has in (
-        (wanted.guests, flags.is_guest),
-        (wanted.admins, flags.is_admin),
-        (wanted.deactivated, user.is_deactivated),
-        (wanted.locked, flags.is_locked),
-    ):
-        if is_wanted is not None and is_wanted != has:
-            return False
-    if wanted.excluded_types and (user.user_type or "") in wanted.excluded_types:
+def _is_wanted(row: Row, flags: AccountFlags, name: str, wanted: Wanted) -> bool:
+    """`row`: as in _Listed. Every account passes here, so nothing is made that is not needed."""
+    _, user_id, _, deactivated_ms, _, user_type = row
+    if wanted.deactivated is not None and wanted.deactivated != (deactivated_ms is not None):
+        return False
+    if wanted.locked is not None and wanted.locked != flags.is_locked:
+        return False
+    if wanted.guests is not None and wanted.guests != flags.is_guest:
+        return False
+    if wanted.admins is not None and wanted.admins != flags.is_admin:
+        return False
+    if wanted.excluded_types and (user_type or "") in wanted.excluded_types:
         return False
     part = wanted.name_part.casefold()
     if part:
-        return part in localpart_of(user.user_id).casefold() or part in (name or "").casefold()
-    return wanted.id_part.casefold() in user.user_id.casefold()
+        return part in localpart_of(user_id).casefold() or part in name.casefold()
+    return not wanted.id_part or wanted.id_part.casefold() in user_id.casefold()
 
 
 def _list_keys(
-    tx: Transaction,
-    users: Sequence[tuple[int, User]],
-    flags: dict[int, AccountFlags],
-    names: dict[int, str],
-    order: Order,
+    tx: Transaction, users: Sequence[_Listed], flags: dict[int, AccountFlags], names: dict[int, str], order: Order
 ) -> dict[int, Any]:
     """Returns what accounts are sorted by, by the number of the user."""
     if order in ("displayname", "avatar_url"):
         texts = names if order == "displayname" else _list_field(tx, order)
-        return {nid: texts.get(nid, "").casefold() for nid, _ in users}
+        return {each.nid: texts.get(each.nid, "").casefold() for each in users}
     if order == "last_seen_ts":
-        seen = _list_last_seen(tx, [nid for nid, _ in users])
-        return {nid: seen.get(nid, 0) for nid, _ in users}
-    if order in ("creation_ts", "user_type", "deactivated", "erased"):
-        return {nid: _sort_key(user, order) for nid, user in users}
+        seen = _list_last_seen(tx, [each.nid for each in users])
+        return {each.nid: seen.get(each.nid, 0) for each in users}
+    if order == "creation_ts":
+        return {each.nid: each.created_ms for each in users}
+    if order == "user_type":
+        return {each.nid: each.user_type or "" for each in users}
+    if order in ("deactivated", "erased"):
+        return {each.nid: each.erased if order == "erased" else each.deactivated_ms is not None for each in users}
     field = "is_guest" if order == "is_guest" else f"is_{order}"
-    return {nid: getattr(flags.get(nid, _NONE), field) for nid, _ in users}
-
-
-def _sort_key(user: User, order: Order) -> Any:
-    return {
-        "creation_ts": user.created_ms,
-        "user_type": user.user_type or "",
-        "deactivated": user.is_deactivated,
-        "erased": user.erased,
-    }[order]
+    return {each.nid: getattr(flags.get(each.nid, _NONE), field) for each in users}
 
 
 # --- passwords ---

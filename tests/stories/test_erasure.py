@@ -18,10 +18,10 @@ from homeserver.database import Transaction
 from homeserver.database.compression import CorruptData, decompress
 from homeserver.federation.identifiers import ServerName, UserID
 from homeserver.users.inventory import INVENTORY
+from homeserver.users.notice_rooms import get_notice_room
 from homeserver.users.oauth.cross_signing import note_reset_approved
 from homeserver.users.oauth.device_grants import approve_device_grant, open_device_grant
 from homeserver.users.passkeys import NewPasskey, create_passkey
-from homeserver.users.notice_rooms import get_notice_room
 from homeserver.users.presence import find_presence
 from homeserver.users.single_sign_on import Goal, create_attempt, insert_external_id, set_confirming
 from homeserver.users.status import store_heartbeats

@@ -7,8 +7,8 @@
 #: make venv      only sets up .venv with the packages of requirements.lock, and the command homeserver in it
 #: make lint      runs ruff (rules and format), mypy and the import contracts
 #: make interop   tests with a real Synapse as the other organisation, and with matrix-nio, mautrix and (if Node is
-#:                installed) matrix-js-sdk and matrix-bot-sdk as clients, most of which also encrypt; with Element, the
-#:                chat page and the account pages in a browser if Chromium is installed
+#:                installed) matrix-js-sdk and matrix-bot-sdk as clients, most of which also encrypt, and an OpenID
+#:                provider; with Element, the chat page and the account pages in a browser if Chromium is installed
 #: make bench     runs the benchmarks
 #: make lock      updates both lock files after a change of pyproject.toml (ARGS=--upgrade takes the newest versions)
 #: make check-lock  installs the locks with the oldest pip that is supported, and with the newest

@@ -86,7 +86,7 @@ class World:
     filter_id: str
     backup_version: str
     delay_id: str
-    _numbers: Any = field(default_factory=itertools.count)
+    numbers: Any = field(default_factory=itertools.count)
     _digested: tuple[int, Mapping[str, str]] = (-1, {})
 
     @property
@@ -124,7 +124,7 @@ class World:
             "rule_id": "rule",
             "event_type": "org.example.event",
             "state_key": "key",
-            "txn_id": f"txn{next(self._numbers)}",
+            "txn_id": f"txn{next(self.numbers)}",
             "receipt_type": "m.read",
             "query_type": "profile",
             "file_name": "file.txt",
@@ -151,7 +151,7 @@ class World:
         return dict(sample(plan.kind, self.known))
 
     def _bodies(self) -> dict[str, dict[str, Any]]:
-        number = next(self._numbers)
+        number = next(self.numbers)
         creation = {
             "preset": "public_chat", "visibility": "private", "name": "x", "topic": "x", "room_version": "12",
             "room_alias_name": f"room{number}", "is_direct": False, "invite": [self.bob.user_id],
@@ -169,7 +169,8 @@ class World:
         }  # fmt: skip
         timeline = {"limit": 5, "types": ["m.*"], "not_senders": ["@x:y"]}
         rooms = {"rooms": ["!a:b"], "not_rooms": [], "timeline": timeline}
-        auth = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "password": "wrong"}
+        user = {"type": "m.id.user", "user": self.alice.user_id}
+        auth = {"type": "m.login.password", "identifier": user, "password": "wrong"}
         conditions = [{"kind": "event_match", "key": "type", "pattern": "x"}, {"kind": "room_member_count", "is": "2"}]
         device, keys = Device(self.alice.user_id, self.alice.device_id), CrossSigning(self.alice.user_id)
         upload = {"device_keys": device.keys(), "one_time_keys": device.one_time_keys(2)}
@@ -210,7 +211,8 @@ class World:
 
     async def ask(self, operation: Operation, **options: Any) -> Answer:
         """The answer to a request of alice. Without `path` and `body` they are as they should be."""
-        options.setdefault("path", self.path(operation))
+        if "path" not in options:
+            options["path"] = self.path(operation)
         if "/room_keys/keys" in operation.path:
             options.setdefault("query", f"version={self.backup_version}")
         options.setdefault("headers", [("authorization", f"Bearer {self.alice.token}")])

@@ -17,7 +17,13 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
-NEED_NODE = ("scenario_js_sdk.py", "scenario_oauth.py", "scenario_bot_sdk.py", "scenario_appservice_bridge.py")
+NEED_NODE = (
+    "scenario_js_sdk.py",
+    "scenario_oauth.py",
+    "scenario_bot_sdk.py",
+    "scenario_appservice_bridge.py",
+    "scenario_single_sign_on.py",
+)
 NEED_AXE = ("scenario_account_pages.py", "scenario_chat_page.py")
 sys.path.insert(0, str(REPOSITORY))
 

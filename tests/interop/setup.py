@@ -4,18 +4,19 @@ That is Synapse, the libraries of clients, and Element Web's user interface with
 
 Synapse never shares an environment with us: it is another program, under another licence, with its own dependencies.
 matrix-nio has an environment of its own here because its cryptography (vodozemac) is compiled for some platforms only.
-matrix-js-sdk, on which Element is built, matrix-bot-sdk and matrix-appservice-bridge need Node; without Node, their
-scenarios are left out and the run says so. Element is built from matrix-react-sdk, its user interface, because only
-that is in npm's registry (until 2024-11, when it was merged into Element Web). It needs Chromium, too, which the
-machine must have.
+matrix-js-sdk, on which Element is built, matrix-bot-sdk, matrix-appservice-bridge and oidc-provider need Node; without
+Node, their scenarios are left out and the run says so. Element is built from matrix-react-sdk, its user interface,
+because only that is in npm's registry (until 2024-11, when it was merged into Element Web). It needs Chromium, too,
+which the machine must have.
 
 To move to another Synapse, matrix-nio or mautrix, change its requirements-….in and run in this folder, for example:
 
     uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
     requirements-synapse.in -o requirements-synapse.lock
 
-To move to another matrix-js-sdk, matrix-bot-sdk, matrix-appservice-bridge, Element or axe-core, change package.json in
-js_sdk/, js_sdk_oauth/, bot_sdk/, appservice_bridge/, element/ or chat_page/ and run there:
+To move to another matrix-js-sdk, matrix-bot-sdk, matrix-appservice-bridge, oidc-provider, Element or axe-core, change
+package.json in js_sdk/, js_sdk_oauth/, bot_sdk/, appservice_bridge/, openid_provider/, element/ or chat_page/ and run
+there:
 
     npm install --package-lock-only --omit-lockfile-registry-resolved --legacy-peer-deps
 
@@ -43,6 +44,7 @@ ACCOUNT_PAGES = HERE / "account_pages"
 JS_SDK = HERE / "js_sdk"
 JS_SDK_OAUTH = HERE / "js_sdk_oauth"
 BOT_SDK = HERE / "bot_sdk"
+OPENID_PROVIDER = HERE / "openid_provider"
 APPSERVICE_BRIDGE = HERE / "appservice_bridge"
 MATRIX_NIO = HERE / "matrix_nio"
 MAUTRIX = HERE / "mautrix_client"
@@ -118,14 +120,20 @@ def appservice_bridge_folder() -> Path:
     return REPOSITORY / ".node-appservice-bridge"
 
 
+def openid_provider_folder() -> Path:
+    """Returns the folder of oidc-provider: `.node-openid-provider` in the repository."""
+    return REPOSITORY / ".node-openid-provider"
+
+
 def ensure_node_packages() -> str:
-    """Puts the libraries of clients and bridges into their folders. Returns why that is not possible, "" if it is."""
+    """Puts what needs Node into folders. Returns why that is not possible, "" if it is done."""
     lacking = _lacking_for_node()
     if not lacking:
         _ensure_node_folder("matrix-js-sdk", JS_SDK, js_sdk_folder())
         _ensure_node_folder("matrix-js-sdk for OAuth", JS_SDK_OAUTH, js_sdk_oauth_folder())
         _ensure_node_folder("matrix-bot-sdk", BOT_SDK, bot_sdk_folder())
         _ensure_node_folder("matrix-appservice-bridge", APPSERVICE_BRIDGE, appservice_bridge_folder())
+        _ensure_node_folder("oidc-provider", OPENID_PROVIDER, openid_provider_folder())
     return lacking
 
 

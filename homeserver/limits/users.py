@@ -298,6 +298,8 @@ CAPTCHA_ANSWER_BYTES_MAX = 16 * 1024
 
 # OpenID Connect Core, section 2: a subject has at most 255 ASCII characters.
 SSO_SUBJECT_CHARACTERS_MAX = 255
+# External IDs that an administrator gives one account. People have one or two.
+SSO_IDS_MAX = 20
 # How long a browser may take between the start and the end: people look for their second factor.
 SSO_ATTEMPT_LIFETIME_MS = 15 * 60 * 1000
 # Attempts at a time, at 500 bytes each. Anyone may begin one; the oldest end.

@@ -76,10 +76,11 @@ def _endpoint(published: JsonObject, name: str) -> str:
 
 
 async def authorization_url(
-    hs: Resources, provider: SsoProvider, callback: str, state: str, nonce: str, verifier: str
+    hs: Resources, provider: SsoProvider, callback: str, state: str, nonce: str, verifier: str, *, fresh: bool = False
 ) -> str:
     """Returns the URL at the provider to which a browser is sent. Raises ProviderError.
 
+    fresh: whether people should log in there even if they have done so already. Not every provider does that.
     verifier: the secret of PKCE. The URL has only its hash. Spec: RFC 7636
     """
     endpoint = (await get_endpoints(hs, provider)).authorization
@@ -94,6 +95,7 @@ async def authorization_url(
             "nonce": nonce,
             "code_challenge": challenge,
             "code_challenge_method": "S256",
+            **({"max_age": "0"} if fresh else {}),
         }
     )
     return f"{endpoint}{'&' if '?' in endpoint else '?'}{query}"

@@ -16,6 +16,7 @@ from tests.support.homeservers import Server
 from tests.support.openid_provider import CLIENT, Browser, OpenIDProvider, login_token_of, text_of
 
 ALICE = UserID("@alice:a.example")
+SUBJECT = "248289761001"
 REDIRECT = "/_matrix/client/v3/login/sso/redirect"
 
 
@@ -129,6 +130,25 @@ async def test_a_browser_at_another_host_name_is_sent_to_that_of_the_base_url(
     assert sent_on == f"https://a.example{path}&at_base_url=1"
     behind_a_proxy = await server.anonymous.get(sent_on.removeprefix("https://a.example"), headers=headers)
     assert behind_a_proxy.headers["location"].startswith(provider.issuer)
+
+
+async def test_administrators_see_and_change_whom_providers_know(server: Server, provider: OpenIDProvider) -> None:
+    await use(server, login_token_of(await Browser(server, provider).log_in()))
+    root = await server.register("root")
+    assert (await root.get(f"/_synapse/admin/v1/auth_providers/example/users/{SUBJECT}")).status_code == 403
+    await server.write(store_account_flags, root.user_id, AccountFlags(is_admin=True))
+    found = await root.ok("GET", f"/_synapse/admin/v1/auth_providers/example/users/{SUBJECT}")
+    assert found == {"user_id": ALICE}
+    assert (await root.get("/_synapse/admin/v1/auth_providers/example/users/nobody")).status_code == 404
+    account = await root.ok("GET", f"/_synapse/admin/v2/users/{ALICE}")
+    assert account["external_ids"] == [{"auth_provider": "example", "external_id": SUBJECT}]
+    body = {"external_ids": [{"auth_provider": "example", "external_id": "another"}]}
+    changed = await root.ok("PUT", f"/_synapse/admin/v2/users/{ALICE}", json=body)
+    assert changed["external_ids"] == [{"auth_provider": "example", "external_id": "another"}]
+    refused = await root.put(f"/_synapse/admin/v2/users/{root.user_id}", json=body)
+    assert refused.status_code == 409
+    provider.claims["sub"] = "another"
+    assert await use(server, login_token_of(await Browser(server, provider).log_in())) == ALICE
 
 
 # --- choosing a username ---

@@ -11,6 +11,7 @@ import pytest
 
 from homeserver.authenticate import AccountFlags, store_account_flags
 from homeserver.federation.identifiers import UserID
+from homeserver.testing import now_ms
 from homeserver.users.single_sign_on import insert_external_id
 from tests.support.federation import Federation
 from tests.support.homeservers import PASSWORD, Client, Server
@@ -102,6 +103,20 @@ async def test_an_operation_is_not_confirmed_without_a_click(
     session = await begin(alice)
     await authenticate(Browser(server, provider), session)
     assert await delete(alice, session) == 401
+
+
+async def test_a_person_who_logged_in_at_the_provider_long_ago_has_to_do_so_again(
+    server: Server, provider: OpenIDProvider, alice: Client
+) -> None:
+    session = await begin(alice)
+    provider.token = {"auth_time": now_ms() // 1000 - 3600}
+    browser = Browser(server, provider)
+    answer = await browser.get((await browser.get(fallback(session))).headers["location"])
+    assert "&max_age=0" in answer.headers["location"]
+    refused = await browser.return_to(provider.let_in(answer.headers["location"]))
+    assert (refused.status_code, "did not ask you to log in again" in text_of(refused)) == (403, True)
+    provider.token = {"auth_time": now_ms() // 1000 - 5}
+    assert (await authenticate(browser, session)).status_code == 200
 
 
 async def test_another_person_cannot_confirm(server: Server, provider: OpenIDProvider, alice: Client) -> None:

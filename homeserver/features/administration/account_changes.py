@@ -28,6 +28,7 @@ from homeserver.users.administration import change_password, moderate_account, s
 from homeserver.users.departures import end_account, reopen_account
 from homeserver.users.passwords import check_new_password, hash_password
 from homeserver.users.profile_changes import change_field, checked_value, finish_update
+from homeserver.users.single_sign_on import replace_external_ids
 from homeserver.users.threepids import EMAIL, delete_threepid, fold_email, list_threepids, store_threepid
 
 routes = Routes()
@@ -112,6 +113,8 @@ async def _check(hs: Resources, body: AccountChanges) -> _Checked:
     if body.password is not None:
         check_new_password(hs, body.password)
         password_hash = await hash_password(hs, body.password)
+    if body.external_ids is not None and len(body.external_ids) > limits.users.SSO_IDS_MAX:
+        raise invalid_param(f"An account may have at most {limits.users.SSO_IDS_MAX} external IDs.")
     return _Checked(body, password_hash, profile, addresses)
 
 
@@ -147,6 +150,8 @@ def _apply(
         accounts.set_user_type(tx, user_id, body.user_type)
     if checked.addresses is not None:
         _replace_addresses(tx, user_id, checked.addresses)
+    if body.external_ids is not None:
+        replace_external_ids(tx, user_id, [(each.auth_provider, each.external_id) for each in body.external_ids])
     unfinished = [change_field(tx, user_id, name, value) for name, value in checked.profile.items()]
     if body.deactivated and (user is None or not user.is_deactivated):
         end_account(tx, forgetters, user_id, erase=False)

@@ -22,6 +22,7 @@ from homeserver.users.account_data import list_all
 from homeserver.users.administration import AccountView, Order, Page, Wanted, find_account, list_page
 from homeserver.users.devices import list_devices, with_last_seen
 from homeserver.users.push.pushers import list_pushers
+from homeserver.users.single_sign_on import find_by_external_id, list_external_ids
 from homeserver.users.threepids import EMAIL, find_owner, fold_email, list_threepids
 
 USER = f"{V1}/users/{{user_id}}"
@@ -121,7 +122,10 @@ def get_account_body(tx: Transaction, user_id: UserID) -> JsonObject:
              "validated_at": each.validated_ms}
             for each in list_threepids(tx, user_id)
         ],
-        "external_ids": [],
+        "external_ids": [
+            {"auth_provider": provider, "external_id": subject}
+            for provider, subject in list_external_ids(tx, user_id)
+        ],
         "appservice_id": account.user.appservice,
         "consent_server_notice_sent": None,
         "consent_version": None,
@@ -234,4 +238,16 @@ async def find_user_by_address(hs: Resources, requester: Requester, medium: str,
     user_id = await hs.database.read(find_owner, medium, folded)
     if user_id is None:
         raise not_found("No account has this address.")
+    return {"user_id": user_id}
+
+
+@routes.get(f"{V1}/auth_providers/{{provider}}/users/{{external_id}}")
+async def get_user_by_external_id_for_admin(
+    hs: Resources, requester: Requester, provider: str, external_id: str
+) -> JsonObject:
+    """Returns the user whom a provider of single sign-on knows by this ID."""
+    check_admin(requester)
+    user_id = await hs.database.read(find_by_external_id, provider, external_id)
+    if user_id is None:
+        raise not_found("Nobody here has this external ID.")
     return {"user_id": user_id}

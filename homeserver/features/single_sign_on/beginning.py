@@ -21,6 +21,7 @@ from homeserver.errors import MatrixError, not_found
 from homeserver.features.single_sign_on.client_urls import check_client_url
 from homeserver.remote.openid_provider import ProviderError, authorization_url
 from homeserver.resources import Resources
+from homeserver.users.page_sessions import cookie_name as page_cookie_name
 from homeserver.users.page_sessions import local_path
 from homeserver.users.single_sign_on import Goal, create_attempt, list_external_ids
 from homeserver.users.user_interactive import find_pending
@@ -100,7 +101,8 @@ async def begin_page_login(hs: Resources, query: BeginQuery, request: Request) -
     provider = find_provider(hs, query.provider)
     if provider is None:
         return no_provider()
-    return await begin(hs, request, provider, Goal.PAGE, local_path(query.return_to))
+    fresh = bool(find_cookie(request, page_cookie_name(hs.config.base_url)))  # the pages ask again who it is
+    return await begin(hs, request, provider, Goal.PAGE, local_path(query.return_to), fresh=fresh)
 
 
 class StageQuery(msgspec.Struct, frozen=True):
@@ -124,7 +126,7 @@ async def begin_sso_stage(hs: Resources, query: StageQuery, request: Request) ->
     known = [provider for provider in hs.config.sso if provider.id in pending]
     chosen = [provider for provider in known if query.provider in ("", provider.id)]
     if len(chosen) == 1:
-        return await begin(hs, request, chosen[0], Goal.STAGE, query.session)
+        return await begin(hs, request, chosen[0], Goal.STAGE, query.session, fresh=True)
     if not known:
         return no_provider()
     links = {f"{STAGE}?{urlencode({'session': query.session, 'provider': each.id})}": each.name for each in known}
@@ -144,8 +146,13 @@ def find_provider(hs: Resources, provider_id: str) -> SsoProvider | None:
     return next((provider for provider in hs.config.sso if provider.id == provider_id), None)
 
 
-async def begin(hs: Resources, request: Request, provider: SsoProvider, goal: Goal, target: str) -> Response:
-    """Returns the answer that sends the browser to a provider, or a page that says that it cannot be reached."""
+async def begin(
+    hs: Resources, request: Request, provider: SsoProvider, goal: Goal, target: str, *, fresh: bool = False
+) -> Response:
+    """Returns the answer that sends the browser to a provider, or to a page that says that it cannot be reached.
+
+    fresh: whether the person should log in at the provider again.
+    """
     elsewhere = _at_base_url(hs, request)
     if elsewhere:
         return redirect(elsewhere)
@@ -153,8 +160,8 @@ async def begin(hs: Resources, request: Request, provider: SsoProvider, goal: Go
     attempt = await hs.database.write(create_attempt, provider.id, goal, target, browser)
     try:
         url = await authorization_url(
-            hs, provider, callback_url(hs), attempt.state, attempt.nonce, attempt.verifier
-        )  # fmt: skip
+            hs, provider, callback_url(hs), attempt.state, attempt.nonce, attempt.verifier, fresh=fresh
+        )
     except ProviderError as error:
         note_failure(provider, error)
         return redirect(f"{_FAILED}?{urlencode({'provider': provider.id})}")

@@ -14,6 +14,7 @@ from homeserver.api.routes import Request, Response, Routes
 from homeserver.config import SsoProvider
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, forbidden
+from homeserver.feature import JsonObject
 from homeserver.features.single_sign_on.beginning import (
     CALLBACK,
     COOKIE,
@@ -89,10 +90,19 @@ async def sso_callback(hs: Resources, query: CallbackQuery, request: Request) ->
         )
     except ProviderError as error:
         return provider_failed(provider, error)
+    if attempt.goal == Goal.STAGE and not _is_fresh(claims, hs.now_ms()):
+        return refused(forbidden(f"{provider.name} did not ask you to log in again. Log out there, and try again."))
     try:
         return await hs.database.write(_arrive, provider, attempt, person_of(provider, claims), request)
     except MatrixError as error:
         return refused(error)
+
+
+def _is_fresh(claims: JsonObject, now_ms: int) -> bool:
+    """Returns whether the person has logged in at the provider during the attempt, as far as the provider tells."""
+    at_s = claims.get("auth_time")
+    lifetime_s = limits.users.SSO_ATTEMPT_LIFETIME_MS // 1000 + limits.users.SSO_CLOCK_SKEW_S
+    return not isinstance(at_s, (int, float)) or now_ms / 1000 - at_s <= lifetime_s
 
 
 def _arrive(tx: Transaction, provider: SsoProvider, attempt: Attempt, person: Person, request: Request) -> Response:

@@ -127,6 +127,12 @@ export class Api {
     this.#begin(answer.user_id, answer.device_id, answer.access_token, answer.refresh_token, keep);
   }
 
+  // Logs in with the login token that a log-in with an outside provider has led to.
+  async logInByToken(token, keep) {
+    const answer = await this.call("login", [], { body: { type: "m.login.token", token, ...device() } });
+    this.#begin(answer.user_id, answer.device_id, answer.access_token, answer.refresh_token, keep);
+  }
+
   // Creates an account and logs in. `token`: the registration token, if the server asks for one.
   // Spec: client-server-api/#account-registration
   async register(username, password, token, keep) {

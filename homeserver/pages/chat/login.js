@@ -2,6 +2,7 @@
 
 import { fill, h } from "./dom.js";
 import { field } from "./menu.js";
+import { beginSignOn } from "./session.js";
 
 const LOG_IN = "Log in";
 const REGISTER = "Create account";
@@ -37,8 +38,10 @@ export function showLogin(root, api, said = "") {
       }
     };
     const other = h("p", { class: "other" });
+    const providers = h("div", { class: "providers" });
+    showProviders(providers, api, form);
     const brand = h("p", { class: "brand" }, h("b", { "aria-hidden": "true" }, "[m]"), " Chat");
-    fill(root, h("main", { class: "login" }, brand, h("h1", {}, serverName), form, other));
+    fill(root, h("main", { class: "login" }, brand, h("h1", {}, serverName), form, providers, other));
     show(false, said);
   });
 }
@@ -57,6 +60,19 @@ function fields(isNew, serverName, registration) {
     field("Password", { ...password, autocomplete: "new-password" }),
     registration === "token" ? field("Registration token", { name: "token", required: true, autocomplete: "off" }, "You get one from the people who run this server.") : null,
   ];
+}
+
+// Offers the outside providers that the server has. Without an answer the form is enough.
+async function showProviders(place, api, form) {
+  const { flows } = await api.call("get_login_flows").catch(() => ({ flows: [] }));
+  const known = flows.find((flow) => flow.type === "m.login.sso")?.identity_providers ?? [];
+  const go = (provider) => {
+    const back = new URL(location.pathname, location.origin);
+    back.searchParams.set("sso", beginSignOn(form.elements.keep.checked));
+    const path = api.address(`/_matrix/client/v3/login/sso/redirect/${encodeURIComponent(provider.id)}`);
+    location.assign(`${path}?redirectUrl=${encodeURIComponent(back)}`);
+  };
+  fill(place, known.map((provider) => h("button", { type: "button", on: { click: () => go(provider) } }, `Continue with ${provider.name}`)));
 }
 
 function keep() {

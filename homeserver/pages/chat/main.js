@@ -4,7 +4,7 @@ import { Api, NetworkError } from "./api.js";
 import { App } from "./app.js";
 import { fill, h } from "./dom.js";
 import { showLogin } from "./login.js";
-import { forgetSession, loadSession, loadSettings } from "./session.js";
+import { forgetSession, loadSession, loadSettings, takeSignOn } from "./session.js";
 
 const LOOPBACK = new Set(["localhost", "127.0.0.1", "[::1]"]);
 
@@ -14,6 +14,7 @@ let said = "";
 
 document.documentElement.dataset.theme = loadSettings().theme;
 await followLink();
+await finishSignOn();
 for (;;) {
   api.session ??= loadSession();
   if (!api.session) await showLogin(root, api, said);
@@ -32,6 +33,24 @@ async function followLink() {
   if (!LOOPBACK.has(location.hostname) || loadSession()) return;
   try {
     await api.logInByLink(decodeURIComponent(token));
+  } catch (error) {
+    api.session = null;
+    said = error.message;
+  }
+}
+
+// Comes back from an outside provider: `?sso=<what this tab has noted>&loginToken=<good for one log-in>`.
+//
+// Only if this tab has gone there: else the sender of a link could have somebody write under the sender's account.
+async function finishSignOn() {
+  const query = new URLSearchParams(location.search);
+  const token = query.get("loginToken");
+  if (!token) return;
+  history.replaceState(null, "", location.pathname);
+  const begun = takeSignOn();
+  if (begun?.id !== query.get("sso") || loadSession()) return;
+  try {
+    await api.logInByToken(token, begun.keep);
   } catch (error) {
     api.session = null;
     said = error.message;

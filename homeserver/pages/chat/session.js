@@ -30,6 +30,22 @@ export function forgetSession() {
   localStorage.removeItem(KEY);
 }
 
+const SIGN_ON = "homeserver.chat.sso";
+
+// Notes that this tab goes to an outside provider. Returns a text that has to come back with the answer.
+export function beginSignOn(keep) {
+  const id = crypto.randomUUID();
+  sessionStorage.setItem(SIGN_ON, JSON.stringify({ id, keep }));
+  return id;
+}
+
+// Returns what `beginSignOn` has noted, {id, keep}, once; null if this tab has not gone to a provider.
+export function takeSignOn() {
+  const stored = sessionStorage.getItem(SIGN_ON);
+  sessionStorage.removeItem(SIGN_ON);
+  return JSON.parse(stored);
+}
+
 const SETTINGS = "homeserver.chat.settings";
 const DEFAULTS = { theme: "system", notifications: false };
 

@@ -26,12 +26,12 @@ from homeserver.users.email_validation import (
     PATH,
     Purpose,
     check_client_secret,
-    create_validation,
     delete_validation,
     find_link,
     find_validation,
     forget_validations,
     not_validated,
+    request_validation,
     set_validated,
 )
 from homeserver.users.push.pushers import delete_email_pushers
@@ -40,10 +40,8 @@ from homeserver.users.threepids import (
     delete_binding,
     delete_threepid,
     find_binding,
-    find_owner,
     fold_email,
     forget_threepids,
-    in_use,
     list_threepids,
     store_binding,
     store_threepid,
@@ -105,18 +103,10 @@ async def _request_token(hs: Resources, purpose: Purpose, body: EmailTokenBody, 
         raise MatrixError(403, "M_THREEPID_DENIED", "This server sends no email.")
     address = fold_email(body.email)
     hs.rate_limits.take("email_address", address, hs.now_ms())
-    return {"sid": await hs.database.write(_begin, purpose, user_id, address, body)}
-
-
-def _begin(tx: Transaction, purpose: Purpose, user_id: UserID | None, address: str, body: EmailTokenBody) -> str:
-    owner = find_owner(tx, EMAIL, address)
-    if purpose == "reset":
-        user_id = owner
-        if owner is None:
-            raise MatrixError(400, "M_THREEPID_NOT_FOUND", "No account has this address.")
-    elif owner is not None:
-        raise in_use()
-    return create_validation(tx, purpose, user_id, address, body.client_secret, body.send_attempt)
+    sid = await hs.database.write(
+        request_validation, purpose, user_id, address, body.client_secret, body.send_attempt
+    )  # fmt: skip
+    return {"sid": sid}
 
 
 @routes.post("/_matrix/client/v3/account/3pid/msisdn/requestToken", rate_limit="email")

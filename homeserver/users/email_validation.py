@@ -29,6 +29,7 @@ from homeserver.federation.identifiers import UserID
 from homeserver.moments import latest
 from homeserver.resources import Resources
 from homeserver.users.mail import insert_mail
+from homeserver.users.threepids import find_owner, in_use
 from homeserver.users.user_interactive import Stage
 
 PATH = "/_homeserver/client/v1/validate_email"
@@ -92,6 +93,28 @@ def check_client_secret(client_secret: str) -> None:
     """Raises M_INVALID_PARAM unless it is as the spec wants it."""
     if not _SECRET.match(client_secret):
         raise invalid_param("A client_secret has up to 255 of the characters 0-9 a-z A-Z . = _ -")
+
+
+def request_validation(
+    tx: Transaction,
+    purpose: Purpose,
+    user_id: UserID | None,
+    address: str,
+    client_secret: str,
+    send_attempt: int,
+) -> str:
+    """Returns the ID of a validation, as `create_validation` does, if the address can be used for the purpose.
+
+    Raises M_THREEPID_NOT_FOUND or M_THREEPID_IN_USE.
+    """
+    owner = find_owner(tx, "email", address)
+    if purpose == "reset":
+        user_id = owner
+        if owner is None:
+            raise MatrixError(400, "M_THREEPID_NOT_FOUND", "No account has this address.")
+    elif owner is not None:
+        raise in_use()
+    return create_validation(tx, purpose, user_id, address, client_secret, send_attempt)
 
 
 def create_validation(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
@@ -13,11 +15,14 @@ import trio
 
 from homeserver.config import Registration
 from homeserver.users.registration_tokens import create_token
-from tests.support.federation import Federation
-from tests.support.homeservers import PASSWORD, Server
+from tests.support.federation import Federation, until
+from tests.support.homeservers import PASSWORD, Homeservers, Server
+from tests.support.mail_server import MailServer, link_in
 from tests.support.openid_provider import text_of
 
 URL = "https://captcha.example/siteverify"
+ADDRESS = "alice@mail.example"
+EMAIL = "m.login.email.identity"
 DONE = 'window.opener.postMessage("authDone", "*");'
 
 
@@ -150,6 +155,30 @@ async def test_a_password_can_be_given_in_a_browser(homeserver: Server) -> None:
     assert "wrong" in text_of(await post(homeserver, "m.login.password", session, password="guessed"))
     assert DONE in (await post(homeserver, "m.login.password", session, password=PASSWORD)).text
     await alice.ok("POST", "delete_devices", json={**body, "auth": {"session": session}})
+
+
+async def test_an_email_address_can_be_confirmed_in_a_browser(homeservers: Homeservers) -> None:
+    with MailServer() as mail:
+        server = await homeservers.start(email=mail.settings())
+        session = (await server.anonymous.post("register", json={"username": "alice"})).json()["session"]
+        assert "Email address" in text_of(await show(server, EMAIL, session))
+        assert "not an email address" in text_of(await post(server, EMAIL, session, email="nonsense"))
+        page = await post(server, EMAIL, session, email=ADDRESS)
+        hidden = dict(re.findall(r'type="hidden" name="([^"]*)" value="([^"]*)"', page.text))
+        early = await post(server, EMAIL, session, **hidden)
+        assert "not validated yet" in text_of(early) and DONE not in early.text
+        assert "not validated yet" in text_of(await post(server, EMAIL, session, sid=hidden["sid"], client_secret="x"))
+        await until(partial(has_mail, mail))
+        path, query = link_in(mail.to(ADDRESS)[0])
+        assert (await server.http.post(path, params=query)).status_code == 200
+        assert DONE in (await post(server, EMAIL, session, **hidden)).text
+        body = {"username": "alice", "password": PASSWORD, "auth": {"session": session}}
+        alice = server.with_token((await server.anonymous.ok("POST", "register", json=body))["access_token"])
+        assert [each["address"] for each in (await alice.ok("GET", "account/3pid"))["threepids"]] == [ADDRESS]
+
+
+async def has_mail(mail: MailServer) -> bool:
+    return bool(mail.to(ADDRESS))
 
 
 async def test_a_session_without_a_user_has_no_page_for_a_password(homeserver: Server) -> None:

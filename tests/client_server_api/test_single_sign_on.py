@@ -160,6 +160,7 @@ async def test_a_person_chooses_a_username_at_first(federation: Federation, prov
     browser = Browser(server, provider)
     page = await browser.log_in()
     assert "Choose your username." in text_of(page) and 'value="alice=20=c3=a4"' in page.text
+    assert "form-action 'self' https://client.example;" in page.headers["content-security-policy"]
     page = await browser.post(browser.at, username="Not a name!")
     assert page.status_code == 400 and "may only contain" in text_of(page) and 'value="Not a name!"' in page.text
     arrived = await browser.post(browser.at, username=" @alice ")

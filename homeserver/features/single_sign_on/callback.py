@@ -214,14 +214,7 @@ def _show(hs: Resources, attempt: Attempt, operation: str = "", *, username: str
             "username", "Username", username or attempt.person.username,
             f"Others will see you as @username:{hs.server_name}. It can never be changed.",
         )  # fmt: skip
-        terms, body = hs.config.registration, ""
-        if terms.terms_url:
-            link = f'<a href="{escape(terms.terms_url)}">{escape(terms.terms_name)}</a>'
-            body = f"<p>By creating an account you agree to: {link}</p>\n"
-        return make_page(
-            f"Welcome to {hs.server_name}", "Choose your username.", "Create account",
-            PageExtras(fields=[field], error=error, body=body), status=400 if error else 200,
-        )  # fmt: skip
+        return _show_naming(hs, attempt, field, error)
     if attempt.step == AttemptStep.CONFIRMING and attempt.goal == Goal.STAGE:
         text = (
             f"An app that is logged in as {attempt.user_id} asks to {_operation(operation)}.",
@@ -237,6 +230,18 @@ def _show(hs: Resources, attempt: Attempt, operation: str = "", *, username: str
         policy = {"form-action": f"'self' {source_of(attempt.target)}"}  # browsers apply it to what follows as well
         return make_page(f"Continue to {place}?", text, "Continue", PageExtras(policy=policy, error=error))
     return _no_attempt()
+
+
+def _show_naming(hs: Resources, attempt: Attempt, field: TextField, error: str) -> Response:
+    terms, body = hs.config.registration, ""
+    if terms.terms_url:
+        link = f'<a href="{escape(terms.terms_url)}">{escape(terms.terms_name)}</a>'
+        body = f"<p>By creating an account you agree to: {link}</p>\n"
+    # Browsers apply it to what follows the form as well, which may be a client that is trusted.
+    policy = {"form-action": f"'self' {source_of(attempt.target)}"} if attempt.goal == Goal.CLIENT else {}
+    extras = PageExtras(fields=[field], error=error, body=body, policy=policy)
+    text, button = "Choose your username.", "Create account"
+    return make_page(f"Welcome to {hs.server_name}", text, button, extras, status=400 if error else 200)
 
 
 class StepForm(msgspec.Struct, frozen=True):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import trio
 
-from homeserver import limits
+from homeserver import authenticate, limits
+from homeserver.authenticate import AccountFlags
 from homeserver.config import RateLimitsSection
+from homeserver.federation.identifiers import UserID
 from tests.support.homeservers import PASSWORD, Homeservers, Server
 
 
@@ -58,6 +60,17 @@ async def test_a_replayed_refresh_token_ends_all_tokens_of_its_device(homeserver
         refusal = await homeserver.anonymous.refused("POST", "refresh", json={"refresh_token": token})
         assert refusal == (401, "M_UNKNOWN_TOKEN")
     assert await alice.refused("GET", "account/whoami") == (401, "M_UNKNOWN_TOKEN")
+
+
+async def test_a_locked_account_gets_no_new_tokens_and_keeps_its_old_ones(homeserver: Server) -> None:
+    first = await log_in(homeserver)
+    user_id = UserID(first["user_id"])
+    await homeserver.write(authenticate.store_account_flags, user_id, AccountFlags(is_locked=True))
+    answer = await homeserver.anonymous.post("refresh", json={"refresh_token": first["refresh_token"]})
+    assert (answer.status_code, answer.json()["errcode"]) == (401, "M_USER_LOCKED")
+    assert answer.json()["soft_logout"] is True
+    await homeserver.write(authenticate.store_account_flags, user_id, AccountFlags())
+    await refresh(homeserver, first["refresh_token"])
 
 
 async def test_a_refresh_token_whose_answer_was_lost_ends_nothing(homeserver: Server) -> None:

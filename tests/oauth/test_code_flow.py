@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from urllib.parse import parse_qs, urlsplit
+from dataclasses import replace
+from urllib.parse import parse_qs, parse_qsl, urlsplit
+
+import pytest
 
 from homeserver.users.oauth.requests import deny, store_code
 from tests.support.homeservers import Homeservers
@@ -47,3 +50,23 @@ async def test_the_browser_returns_with_code_and_state_as_the_client_likes(homes
             assert query.pop("page") == ["1"]
             told, other = (query, fragment) if mode == "query" else (fragment, query)
             assert (told["state"], len(told[answer]), other) == ([state], 1, {})
+
+
+@pytest.mark.parametrize(
+    ("registered", "used"),
+    [
+        ("com.example.app:/callback", "com.example.app:/callback"),
+        ("com.example:callback", "com.example:callback"),
+        ("http://localhost/callback", "http://localhost:4711/callback"),
+        ("http://[::1]/callback", "http://[::1]:4711/callback"),
+    ],
+)
+async def test_a_native_client_logs_in_on_its_machine(homeservers: Homeservers, registered: str, used: str) -> None:
+    server = await homeservers.start()
+    alice = await server.register("alice")
+    app = replace(await register_app(server, application_type="native", redirect_uris=[registered]), redirect_uri=used)
+    request = await app.read(response_mode="fragment")
+    uri = await server.write(store_code, request, alice.user_id)
+    told = dict(parse_qsl(uri.removeprefix(f"{used}#")))
+    assert told["state"] == "a state"
+    assert (await post_form(server, TOKEN, **app.exchange_fields(told["code"]))).status_code == 200

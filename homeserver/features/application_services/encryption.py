@@ -92,14 +92,18 @@ def read_keys(
     upto: int,
     received: Iterable[Received],
     moves: Iterable[tuple[TimelineEvent, StoredEvent | None]],
+    *,
+    has_more: bool,
 ) -> Keys:
     """Returns what changed about keys in since < position ≤ upto.
 
-    moves: the member events of that span that concern the service, each with the one before it.
+    moves: the member events of that span that concern the service, each with the one before it. has_more: whether there
+    is anything but events in the span.
     """
     if not service.receives_to_device:
         return Keys()
-    changed = {user_id for user_id in list_changed_users(tx, since, upto) if interest.has_user(user_id)}
+    updated = list_changed_users(tx, since, upto) if has_more else ()
+    changed = {user_id for user_id in updated if interest.has_user(user_id)}
     left: set[UserID] = set()
     for event, before in moves:
         is_in = event.content.get("membership") == "join"
@@ -111,7 +115,8 @@ def read_keys(
     counts: dict[UserID, dict[str, Mapping[str, int]]] = {}
     fallback: dict[UserID, dict[str, Collection[str]]] = {}
     devices = {(each.user_id, each.device_id) for each in received}
-    devices |= {each for each in list_claimed(tx, since, upto) if service.covers(each[0])}
+    claimed = list_claimed(tx, since, upto) if has_more else ()
+    devices |= {each for each in claimed if service.covers(each[0])}
     for user_id, device_id in sorted(devices):
         count = count_keys(tx, user_id, device_id)
         counts.setdefault(user_id, {})[device_id] = count.one_time

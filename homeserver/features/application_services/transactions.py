@@ -17,7 +17,7 @@ from homeserver.feature import Ephemeral, JsonObject
 from homeserver.features.application_services.encryption import Keys, list_for_service, read_keys, read_messages
 from homeserver.features.application_services.interest import Interest
 from homeserver.rooms.client_event import client_event, list_replaced
-from homeserver.rooms.member_changes import list_shown_changes
+from homeserver.rooms.member_changes import ShownChange, list_shown_changes
 from homeserver.rooms.storage import (
     ORDERING_SHIFT,
     StoredEvent,
@@ -75,29 +75,37 @@ def read_outgoing(
 ) -> Outgoing:
     """Returns what concerns the service in since < position ≤ upto, or in the beginning of this span if it is much."""
     upto = min(upto, since + SPAN_MAX)
-    received = list_for_service(tx, service, since, upto)
+    positions = list_positions(tx, since, upto)
+    has_more = len(positions) < upto - since  # every change has a position of its own: otherwise it is events only
+    interest = Interest(tx, service, since)
+    received = list_for_service(tx, service, since, upto) if has_more else []
     if len(received) > EVENTS_MAX:
         upto = received[EVENTS_MAX].position - 1
-    interest = Interest(tx, service, since)
-    events, invites, upto = _read_events(tx, interest, service, since, upto)
+    shown = dict(list_shown_changes(tx, since, upto)) if has_more else {}
+    events, invites, upto = _read_events(tx, interest, service, positions, shown, upto)
     received = [each for each in received if each.position <= upto]
     replaced = list_replaced(tx, list(events.values()))
     told = _tell_events(tx, events, replaced) | invites
     moves = [
         (event, replaced.get(position)) for position, event in events.items() if event.type == "m.room.member"
     ]  # fmt: skip
-    wanted = sources if service.receives_ephemeral else ()
+    wanted = sources if service.receives_ephemeral and has_more else ()
     return Outgoing(
         upto,
         [told[position] for position in sorted(told)],
         list(_list_ephemeral(tx, interest, wanted, service, since, upto)),
         read_messages(tx, received),
-        read_keys(tx, interest, service, since, upto, received, moves),
+        read_keys(tx, interest, service, since, upto, received, moves, has_more=has_more),
     )
 
 
 def _read_events(
-    tx: Transaction, interest: Interest, service: ApplicationService, since: int, upto: int
+    tx: Transaction,
+    interest: Interest,
+    service: ApplicationService,
+    positions: Sequence[int],
+    shown: Mapping[int, ShownChange],
+    upto: int,
 ) -> tuple[dict[int, TimelineEvent], dict[int, JsonObject], int]:
     """Returns what concerns the service by position, at most EVENTS_MAX, and the position up to which that is all.
 
@@ -105,7 +113,9 @@ def _read_events(
     """
     events: dict[int, TimelineEvent] = {}
     invites: dict[int, JsonObject] = {}
-    for position, found in _list_concerning(tx, interest, service, since, upto):
+    for position, found in _list_concerning(tx, interest, service, positions, shown):
+        if position > upto:
+            break
         if len(events) + len(invites) == EVENTS_MAX:
             return events, invites, position - 1
         if isinstance(found, TimelineEvent):
@@ -116,13 +126,16 @@ def _read_events(
 
 
 def _list_concerning(
-    tx: Transaction, interest: Interest, service: ApplicationService, since: int, upto: int
+    tx: Transaction,
+    interest: Interest,
+    service: ApplicationService,
+    positions: Sequence[int],
+    shown: Mapping[int, ShownChange],
 ) -> Iterator[tuple[int, TimelineEvent | JsonObject]]:
     """Yields what concerns the service, in order. Events are read as they are needed: a span may have thousands."""
-    shown = dict(list_shown_changes(tx, since, upto))
-    positions = sorted({*list_positions(tx, since, upto), *shown})
-    for start in range(0, len(positions), EVENTS_MAX):
-        part = positions[start : start + EVENTS_MAX]
+    all_positions = sorted({*positions, *shown})
+    for start in range(0, len(all_positions), EVENTS_MAX):
+        part = all_positions[start : start + EVENTS_MAX]
         stored = find_stored_at(tx, part)
         visible = {event.position for event in without_withheld(tx, list(stored.values()))}
         for position in part:

@@ -130,6 +130,7 @@ class World:
             "file_name": "file.txt",
             "upload_id": "upload",
             "appservice_id": "bridge",
+            "network_id": "irc",
             "delay_id": self.delay_id,
             "rendezvous_id": "rendezvous",
             "idp_id": "provider",

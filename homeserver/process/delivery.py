@@ -1,8 +1,8 @@
 """Delivery: the state machine of what one destination is sent, in order and at least once.
 
 Rule 1: all decisions about what to send, retry, put off or drop are made in this file and its tables.
-Rule 2: this file does not know what a destination is. A server, a push gateway and an application service are each a
-name, items with ascending positions, and one of four outcomes for each transaction. It does no input or output, and
+Rule 2: this file does not know what a destination is. It is a name, items with ascending positions, each of which it
+recognises if it comes again, and one of four outcomes for each transaction. This file does no input or output, and
 uses neither clock nor chance: a driver performs what it asks for, and reports the result.
 
 Theory of operation

@@ -2,10 +2,12 @@
 
 Spec: application-service-api/
 
-`interest` decides what concerns an application service, `transactions` makes of it what is sent, `delivery` sends it,
-and `ping` answers an application service that asks whether it can be reached. As whom an application service acts is
-decided by `homeserver.users.application_services`, and its registration is read by
-`homeserver.config.application_services`.
+- `interest` decides what concerns an application service, `transactions` and `encryption` make of it what is sent,
+  `delivery` sends it, and `storage` has how far it has got. `status` is what administrators see of that.
+- `ping` answers an application service that asks whether it can be reached, and `directory` keeps the room directories
+  of its networks.
+- As whom an application service acts is decided by `homeserver.users.application_services`. It is asked questions by
+  `homeserver.remote.application_services`. Its registration is read by `homeserver.config.application_services`.
 """
 
 from __future__ import annotations

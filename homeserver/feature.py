@@ -35,6 +35,9 @@ P = TypeVar("P")
 T = TypeVar("T")
 
 JsonObject = dict[str, Any]
+
+THREAD_SUBSCRIPTIONS = "io.element.msc4308.thread_subscriptions"
+"""The extension of sliding sync that tells a user's thread subscriptions. Its limit is how many."""
 PresenceState = Literal["online", "unavailable", "offline"]
 
 
@@ -71,6 +74,7 @@ class SyncContext:
     - `Feature.sync` adds news, which ends the wait of a long-polling client: `account_data`, `presence`, `to_device`,
       `extra` (any other top-level part, such as `device_lists`), and in each room `ephemeral`, `account_data` and
       `summary`.
+      News for extensions of sliding sync go to `extension_news`; `extensions` has those that are on, with their limits.
     - `Feature.sync_always` adds what every answer includes but what alone does not cause an answer: `always` (top-level
       parts, such as the number of one-time keys), and in each room `unread_notifications` and
       `unread_thread_notifications`. It is called after all news is known. `rooms_told` are the rooms of which the
@@ -104,6 +108,8 @@ class SyncContext:
     presence: list[JsonObject] = field(default_factory=list)
     to_device: list[JsonObject] = field(default_factory=list)
     extra: JsonObject = field(default_factory=dict)
+    extensions: Mapping[str, int] = field(default_factory=dict)
+    extension_news: JsonObject = field(default_factory=dict)
     rooms_told: frozenset[RoomID] = frozenset()
     always: JsonObject = field(default_factory=dict)
     rooms_by_since: dict[int, list[RoomID]] = field(init=False, default_factory=dict)

@@ -63,6 +63,7 @@ from homeserver.features import (
     status,
     tags,
     third_party_networks,
+    thread_subscriptions,
     to_device,
     typing,
     user_directory,
@@ -104,6 +105,7 @@ FEATURES: tuple[Feature, ...] = (
     filters.FEATURE,
     push_rules.FEATURE,
     pushers.FEATURE,
+    thread_subscriptions.FEATURE,
     friends.FEATURE,
     # Rooms: creating them, finding them, and their members
     room_creation.FEATURE,

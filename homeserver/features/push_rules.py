@@ -111,6 +111,8 @@ async def set_push_rule(
     hs: Resources, requester: Requester, kind: Kind, rule_id: str, query: Place, body: RuleBody
 ) -> Empty:
     _check_rule_id(kind, rule_id)
+    if kind == "postcontent":
+        raise invalid_param("There are no rules of one's own of this kind.")
     content: JsonObject = {"actions": _known_actions(body.actions)}
     if kind in ("override", "underride"):
         content["conditions"] = body.conditions or []

@@ -103,6 +103,9 @@ REPORTS_PER_USER_MAX = 1_000
 # Threads per room with receipts of one user. All members of the room get them in each first sync.
 RECEIPT_THREADS_MAX = 100
 
+# Threads that a user is subscribed to, or has unsubscribed from.
+THREAD_SUBSCRIPTIONS_MAX = 5_000
+
 # Delayed events
 
 # The longest delay. Media servers that watch over a call let its clients ask for hours.

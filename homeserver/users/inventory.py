@@ -112,6 +112,7 @@ INVENTORY: tuple[Personal, ...] = (
     Personal("written_up_to"),
     Personal("delivered_upto"),
     Personal("imports", "keeper_nid", ends=_LATER),
+    Personal("thread_subscriptions"),
     Personal("delayed_events", hidden=("delay_id",)),
     # Keys and messages between devices
     Personal("device_keys"),

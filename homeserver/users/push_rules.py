@@ -17,7 +17,7 @@ from homeserver.errors import MatrixError, invalid_param, not_found
 from homeserver.feature import JsonObject
 from homeserver.federation.identifiers import RoomID, UserID
 
-Kind = Literal["override", "content", "room", "sender", "underride"]
+Kind = Literal["override", "content", "postcontent", "room", "sender", "underride"]
 KINDS: tuple[Kind, ...] = get_args(Kind)  # in the order in which they are checked
 
 # content: what the user has set in a rule: "enabled", "actions", "conditions" or "pattern"; for a server-default rule
@@ -49,6 +49,9 @@ SCHEMA = Schema(
 
 
 # --- the server-default rules ---
+
+UNSUBSCRIBED_THREAD = ".io.element.msc4306.rule.unsubscribed_thread"
+SUBSCRIBED_THREAD = ".io.element.msc4306.rule.subscribed_thread"
 
 _SOUND = {"set_tweak": "sound", "value": "default"}
 _RING = {"set_tweak": "sound", "value": "ring"}
@@ -97,6 +100,19 @@ def default_rules(user_id: UserID) -> dict[Kind, list[JsonObject]]:
             _rule(".m.rule.suppress_edits", [is_edit], []),
         ],
         "content": [],
+        # MSC4306. Off until the user's first subscription, see `users/thread_subscriptions.py`.
+        "postcontent": [
+            _rule(
+                rule_id,
+                [{"kind": "io.element.msc4306.thread_subscription", "subscribed": wanted}],
+                actions,
+                enabled=False,
+            )
+            for rule_id, wanted, actions in (
+                (UNSUBSCRIBED_THREAD, False, []),
+                (SUBSCRIBED_THREAD, True, ["notify", _SOUND]),
+            )
+        ],
         "room": [],
         "sender": [],
         "underride": [
@@ -192,6 +208,17 @@ def set_rule_fields(tx: Transaction, user_id: UserID, kind: Kind, rule_id: str, 
         raise unknown_rule()
     priority, content = (row[0], orjson.loads(row[1])) if row else (None, {})
     _store(tx, user_id, kind, rule_id, priority, {**content, **changes})
+
+
+def store_thread_rules(tx: Transaction, user_id: UserID) -> None:
+    """Turns on the rules about threads, unless the user has ever turned them on or off."""
+    for rule_id in (UNSUBSCRIBED_THREAD, SUBSCRIBED_THREAD):
+        row = tx.one(
+            "SELECT content FROM push_rules WHERE user_nid = ? AND kind = 'postcontent' AND rule_id = ?",
+            tx.find(user_id), rule_id,
+        )  # fmt: skip
+        if row is None or "enabled" not in orjson.loads(row[0]):
+            set_rule_fields(tx, user_id, "postcontent", rule_id, {"enabled": True})
 
 
 def store_rules_of_successor(tx: Transaction, user_id: UserID, old_id: RoomID, new_id: RoomID) -> None:

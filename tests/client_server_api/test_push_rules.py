@@ -51,7 +51,7 @@ async def test_every_user_has_the_default_rules(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     ruleset = (await alice.ok("GET", "pushrules/"))["global"]
     assert await alice.ok("GET", "pushrules/global/") == ruleset
-    assert list(ruleset) == ["override", "content", "room", "sender", "underride"]
+    assert list(ruleset) == ["override", "content", "postcontent", "room", "sender", "underride"]
     assert await ids(alice, "override") == DEFAULT_OVERRIDES
     assert await ids(alice, "underride") == DEFAULT_UNDERRIDES
     assert ruleset["content"] == ruleset["room"] == ruleset["sender"] == []

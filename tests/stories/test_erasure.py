@@ -105,6 +105,8 @@ async def leave_traces(server: Server, bob: Client, federation: Federation) -> C
     sent = await alice.ok("PUT", f"{room}/send/m.room.message/1", json=message)
     related = {"m.relates_to": {"rel_type": "m.thread", "event_id": sent["event_id"]}}
     await alice.ok("PUT", f"{room}/send/m.room.message/2", json={**message, **related})
+    thread = f"rooms/{quote(room_id)}/thread/{quote(sent['event_id'])}/subscription"
+    await alice.ok("PUT", f"/_matrix/client/unstable/io.element.msc4306/{thread}", json={})
     for path, body in {
         f"profile/{own}/displayname": {"displayname": "Al of Wonderland"},
         f"presence/{own}/status": {"presence": "online", "status_msg": "out to lunch"},

@@ -18,7 +18,7 @@ ERRCODES = frozenset(json.loads((DATA / "errcodes.json").read_text()))
 SECURITY: dict[str, str] = json.loads((DATA / "security.json").read_text())
 
 # Error codes that the spec's prose knows but its contract data does not, or that only tools of other servers use.
-OTHER_ERRCODES = frozenset({"M_UNKNOWN_POS"})  # MSC4186, sliding sync
+OTHER_ERRCODES = frozenset({"M_UNKNOWN_POS", "M_CONCURRENT_WRITE"})  # MSC4186, sliding sync; MSC4108, rendezvous
 
 # Public doors that the spec does not have: they answer anyone, so each stands here with its reason.
 OTHER_PUBLIC = {

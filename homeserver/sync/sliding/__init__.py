@@ -34,7 +34,7 @@ from homeserver.sync.sliding.request import (
 SYNC_TIMEOUT_MS_MAX = 90_000  # proxies give up soon after; clients ask for 30 s
 UNSTABLE_FEATURE = "org.matrix.simplified_msc3575"
 
-_POS = re.compile(r"(s[0-9]{1,19}_[A-Za-z0-9_-]{1,32})~([0-9]{1,18})\.([0-7])", re.ASCII)
+_POS = re.compile(r"(s[0-9]{1,19}_[A-Za-z0-9_-]{1,32})~([0-9]{1,18})\.([0-9]|1[0-5])", re.ASCII)
 
 
 class SlidingQuery(msgspec.Struct, frozen=True):

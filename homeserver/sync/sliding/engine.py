@@ -182,7 +182,7 @@ def replace_since(request: SlidingRequest) -> object:
     """Returns the extensions of a request, without what changes in each request."""
     extensions = request.extensions
     others = (extensions.e2ee, extensions.account_data, extensions.receipts, extensions.typing)
-    return (extensions.to_device.enabled, others)
+    return (extensions.to_device.enabled, others, extensions.thread_subscriptions)
 
 
 def without_news(body: JsonObject, request: SlidingRequest, tokens: Tokens) -> JsonObject:

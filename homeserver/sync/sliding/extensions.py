@@ -3,7 +3,8 @@
 A feature tells what is new in a room since the client knows the room. If an extension is on for the first time, the
 client knows nothing of it: then all of it is told. `pos` says which extensions the last answer had.
 
-Spec: MSC3884 (e2ee), MSC3885 (to-device), MSC3959 (account data), MSC3960 (receipts), MSC3961 (typing)
+Spec: MSC3884 (e2ee), MSC3885 (to-device), MSC3959 (account data), MSC3960 (receipts), MSC3961 (typing),
+MSC4308 (thread subscriptions)
 """
 
 from __future__ import annotations
@@ -14,20 +15,23 @@ from typing import Any
 
 from homeserver.api.filters import EventFilter, Filter, RoomEventFilter, RoomFilter
 from homeserver.database import Transaction
-from homeserver.feature import JsonObject, RoomSection, SyncContext
+from homeserver.feature import THREAD_SUBSCRIPTIONS, JsonObject, RoomSection, SyncContext
 from homeserver.federation.identifiers import RoomID
 from homeserver.rooms.timeline import Tokens
 from homeserver.sync.sections import Sections, add_sections
 from homeserver.sync.sliding.lists import Wanted
 from homeserver.sync.sliding.request import Extension, Extensions, SlidingRequest
 
-ACCOUNT_DATA, RECEIPTS, TYPING = 1, 2, 4
+ACCOUNT_DATA, RECEIPTS, TYPING, THREADS = 1, 2, 4, 8
 NOTHING: list[str] = []
 
 
 def extension_bits(extensions: Extensions) -> int:
-    """Returns which extensions about rooms are on, as a number for `pos`."""
-    on = ((ACCOUNT_DATA, extensions.account_data), (RECEIPTS, extensions.receipts), (TYPING, extensions.typing))
+    """Returns which extensions are on that must be told from the beginning, as a number for `pos`."""
+    on = (
+        (ACCOUNT_DATA, extensions.account_data), (RECEIPTS, extensions.receipts), (TYPING, extensions.typing),
+        (THREADS, extensions.thread_subscriptions),
+    )  # fmt: skip
     return sum(bit for bit, extension in on if extension.enabled)
 
 
@@ -57,7 +61,7 @@ def read_extensions(
         request, tokens, request.since or 0, {room_id: section for room_id, (_, section) in rooms.items()}
     )
     add_sections(tx, sections.news, context, around_damage=around_damage)
-    by_bit = dict.fromkeys((ACCOUNT_DATA, RECEIPTS, TYPING), context)
+    by_bit = dict.fromkeys((ACCOUNT_DATA, RECEIPTS, TYPING, THREADS), context)
     added = bits & ~request.told_extensions if request.since is not None else 0
     if added:
         whole = _context(request, tokens, 0, {room_id: RoomSection(0) for room_id in rooms})
@@ -76,6 +80,9 @@ def read_extensions(
     ):
         if extension.enabled:
             _add_ephemeral(told, name, by_bit[bit], _in_scope(extension, rooms), event_type)
+    if threads := by_bit[THREADS].extension_news.get(THREAD_SUBSCRIPTIONS):
+        told.body[THREAD_SUBSCRIPTIONS] = threads
+        told.has_news = True
     device_lists = context.extra.get("device_lists")
     told.has_news |= extensions.e2ee.enabled and device_lists is not None
     context.rooms_told = frozenset(rooms_told)
@@ -107,6 +114,11 @@ def _context(request: SlidingRequest, tokens: Tokens, since: int, rooms: dict[Ro
             ),
         ),
         rooms=rooms,
+        extensions=(
+            {THREAD_SUBSCRIPTIONS: extensions.thread_subscriptions.limit}
+            if extensions.thread_subscriptions.enabled
+            else {}
+        ),
         queue_since=request.queue_since,
         queue_upto=tokens.position,
     )

@@ -17,7 +17,7 @@ import msgspec
 from homeserver import limits
 from homeserver.authenticate import Requester
 from homeserver.errors import invalid_param
-from homeserver.feature import PresenceState, SyncStart
+from homeserver.feature import THREAD_SUBSCRIPTIONS, PresenceState, SyncStart
 from homeserver.federation.identifiers import RoomID
 from homeserver.sync.sliding.required_state import MEMBER, Element, RequiredState, RoomConfig, encode
 from homeserver.users.sync_connections import ConnectionKey
@@ -90,6 +90,13 @@ class ToDeviceExtension(msgspec.Struct, frozen=True):
     since: str | None = None
 
 
+class ThreadSubscriptionsExtension(msgspec.Struct, frozen=True):
+    """limit: how many subscriptions an answer has at most. Spec: MSC4308"""
+
+    enabled: bool = False
+    limit: int = 100
+
+
 class Extensions(msgspec.Struct, frozen=True):
     """The extensions of a request. Others are ignored, as servers do with those that they do not know."""
 
@@ -98,6 +105,9 @@ class Extensions(msgspec.Struct, frozen=True):
     account_data: Extension = Extension()
     receipts: Extension = Extension()
     typing: Extension = Extension()
+    thread_subscriptions: ThreadSubscriptionsExtension = msgspec.field(
+        name=THREAD_SUBSCRIPTIONS, default=ThreadSubscriptionsExtension()
+    )
 
 
 class SlidingBody(msgspec.Struct, frozen=True):

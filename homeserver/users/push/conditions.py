@@ -43,6 +43,10 @@ class Facts(Protocol):
         """Returns the user's display name in the room."""
         ...
 
+    def is_in_followed_thread(self, user_id: UserID) -> bool | None:
+        """Returns whether the user is subscribed to the event's thread, None if it is in no thread. Spec: MSC4306"""
+        ...
+
     def may_notify(self, key: str) -> bool:
         """Returns whether the sender has the power level for notifications of this kind."""
         ...
@@ -175,6 +179,13 @@ def _sender_notification_permission(condition: JsonObject) -> Condition | None:
     return (lambda subject: subject.facts.may_notify(key)) if isinstance(key, str) else None
 
 
+def _thread_subscription(condition: JsonObject) -> Condition | None:
+    wanted = condition.get("subscribed")
+    if not isinstance(wanted, bool):
+        return None
+    return lambda subject: subject.facts.is_in_followed_thread(subject.user_id) is wanted
+
+
 _KINDS: Mapping[str, Callable[[JsonObject], Condition | None]] = {
     "event_match": _event_match,
     "event_property_is": _event_property_is,
@@ -182,4 +193,5 @@ _KINDS: Mapping[str, Callable[[JsonObject], Condition | None]] = {
     "contains_display_name": _contains_display_name,
     "room_member_count": _room_member_count,
     "sender_notification_permission": _sender_notification_permission,
+    "io.element.msc4306.thread_subscription": _thread_subscription,
 }

@@ -36,6 +36,7 @@ from homeserver.users.push.pushers import find_last_pusher, list_with_pushers
 from homeserver.users.push.rules import NOTHING, Outcome, Rules, compile_ruleset, rules_of
 from homeserver.users.push_rules import default_rules, find_last_change, find_rules_position, list_with_changes
 from homeserver.users.receipts import find_thread
+from homeserver.users.thread_subscriptions import is_subscribed
 
 AUDIENCES_CACHED_MAX = 1_000
 JUDGED_CACHED_MAX = 2_000
@@ -81,6 +82,12 @@ class EventFacts:
         content = state_content(self._tx, self._stored.state_before, "m.room.member", user_id)
         name = None if content is None else content.get("displayname")
         return name if isinstance(name, str) else None
+
+    def is_in_followed_thread(self, user_id: UserID) -> bool | None:
+        """Returns whether the user is subscribed to the event's thread, None if it is in no thread."""
+        root = find_thread(self._tx, self._stored)
+        position = None if root is None else find_position(self._tx, root)
+        return None if position is None else is_subscribed(self._tx, user_id, position)
 
     def may_notify(self, key: str) -> bool:
         """Returns whether the sender has the power level for notifications of this kind."""

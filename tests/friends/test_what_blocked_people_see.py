@@ -43,8 +43,8 @@ NOISE = (
     (re.compile(r"\$[\w-]{43}|\$[\w-]+:[\w.]+"), "$event"),
     (re.compile(r"![\w-]{10,}(:[\w.]+)?"), "!room"),
     (re.compile(r"mxc://[\w./-]+"), "mxc"),
-    (re.compile(r"\b[a-z]?\d+_[\w-]+"), "token"),
-    (re.compile(r"\bt\d+\b"), "token"),
+    (re.compile(r"\b[a-z]?\d+_[\w-]+"), "random"),
+    (re.compile(r"\bt\d+\b"), "random"),
     (re.compile(r"[A-Za-z0-9+/_-]{20,}=*"), "random"),
     (re.compile(r"\d{4,}"), "1"),
     (re.compile(r'"(stream_id|bump_stamp)": \d+'), r'"\1": 0'),
@@ -137,7 +137,7 @@ async def _set_up(home: Server, theirs: Server) -> Scene:
         version = (await alice.ok("POST", "room_keys/version", json=backup))["version"]
         scene.worlds.append(
             World(home, alice, person, room_id, event_id, alias, upload.json()["content_uri"].rpartition("/")[2],
-                  stored["filter_id"], version, itertools.count(10_000 * len(scene.worlds) + 10_000))
+                  stored["filter_id"], version, "none", _numbers=itertools.count(10_000 * len(scene.worlds) + 10_000))
         )  # fmt: skip
         scene.names.setdefault("group", ("", ""))
         scene.names["group"] = (scene.names["group"][1], group)

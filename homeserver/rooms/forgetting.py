@@ -219,8 +219,11 @@ def _read_stripped(tx: Transaction, room_nid: int, user_nid: int, stripped: Any)
 
 
 def list_unfinished(tx: Transaction) -> list[int]:
-    """Returns the rooms whose forgetting was interrupted."""
-    return tx.values("SELECT room_nid FROM forgotten_rooms WHERE is_done = 0 ORDER BY room_nid")
+    """Returns the rooms whose forgetting was interrupted, but not those that are being deleted as a whole."""
+    return tx.values(
+        "SELECT room_nid FROM forgotten_rooms WHERE is_done = 0 AND room_nid NOT IN (SELECT resource_nid FROM tasks"
+        " WHERE action = 'shutdown_and_purge_room' AND status IN ('scheduled', 'active')) ORDER BY room_nid"
+    )
 
 
 def list_forgotten(tx: Transaction, since: int, upto: int) -> list[int]:

@@ -24,6 +24,7 @@ ROOM_TABLES: Mapping[str, str] = {
     "parked_events": "room_nid",
     "typing": "room_nid",
     "delayed_events": "room_nid",
+    "thread_subscriptions": "room_nid",
     "notice_rooms": "room_nid",
     "network_rooms": "room_nid",
     "receipts": "room_nid",

@@ -21,7 +21,7 @@ from homeserver.errors import MatrixError, not_found
 from homeserver.features.single_sign_on.client_urls import check_client_url
 from homeserver.remote.openid_provider import ProviderError, authorization_url
 from homeserver.resources import Resources
-from homeserver.users.page_sessions import local_path
+from homeserver.users.page_sessions import local_path, session_cookie
 from homeserver.users.single_sign_on import Goal, create_attempt, list_external_ids
 from homeserver.users.user_interactive import find_pending
 
@@ -100,9 +100,8 @@ async def begin_page_login(hs: Resources, query: BeginQuery, request: Request) -
     provider = find_provider(hs, query.provider)
     if provider is None:
         return no_provider()
-    fresh = bool(
-        find_cookie(request, cookie_name("homeserver-session", hs.config.base_url))
-    )  # the pages ask again who it is
+    # A browser that is logged in to the pages comes back when they ask again who it is.
+    fresh = bool(find_cookie(request, session_cookie(hs.config.base_url)))
     return await begin(hs, request, provider, Goal.PAGE, local_path(query.return_to), fresh=fresh)
 
 

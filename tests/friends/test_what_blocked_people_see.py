@@ -137,7 +137,7 @@ async def _set_up(home: Server, theirs: Server) -> Scene:
         version = (await alice.ok("POST", "room_keys/version", json=backup))["version"]
         scene.worlds.append(
             World(home, alice, person, room_id, event_id, alias, upload.json()["content_uri"].rpartition("/")[2],
-                  stored["filter_id"], version, "none", _numbers=itertools.count(10_000 * len(scene.worlds) + 10_000))
+                  stored["filter_id"], version, "none", numbers=itertools.count(10_000 * len(scene.worlds) + 10_000))
         )  # fmt: skip
         scene.names.setdefault("group", ("", ""))
         scene.names["group"] = (scene.names["group"][1], group)

@@ -45,7 +45,7 @@ NOISE = (
     (re.compile(r"mxc://[\w./-]+"), "mxc"),
     (re.compile(r"\b[a-z]?\d+_[\w-]+"), "random"),
     (re.compile(r"\bt\d+\b"), "random"),
-    (re.compile(r"[A-Za-z0-9+/_-]{20,}=*"), "random"),
+    (re.compile(r"[A-Za-z0-9+/_-]{16,}=*"), "random"),
     (re.compile(r"\d{4,}"), "1"),
     (re.compile(r'"(stream_id|bump_stamp)": \d+'), r'"\1": 0'),
 )

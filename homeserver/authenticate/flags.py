@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from homeserver.authenticate.tokens import end_waiting, note_token_change
+from homeserver.authenticate.tokens import (
+    delete_tokens_issued_by,
+    delete_tokens_issued_for,
+    end_waiting,
+    note_token_change,
+)
 from homeserver.database import Transaction
 from homeserver.federation.identifiers import UserID
 from homeserver.limits import Bucket
@@ -31,7 +36,10 @@ def get_account_flags(tx: Transaction, user_id: UserID) -> AccountFlags:
 
 
 def store_account_flags(tx: Transaction, user_id: UserID, flags: AccountFlags) -> None:
-    """Stores the account's flags. Requests that wait for news are checked again."""
+    """Stores the account's flags. Requests that wait for news are checked again.
+
+    Only administrators act for others, and nobody acts for an administrator: tokens that say otherwise are revoked.
+    """
     tx.run(
         "INSERT INTO account_flags (user_nid, is_admin, is_guest, is_locked, is_suspended, is_shadow_banned)"
         " VALUES (?, ?, ?, ?, ?, ?)"
@@ -45,6 +53,10 @@ def store_account_flags(tx: Transaction, user_id: UserID, flags: AccountFlags) -
         int(flags.is_suspended),
         int(flags.is_shadow_banned),
     )
+    if flags.is_admin:
+        delete_tokens_issued_for(tx, user_id)
+    else:
+        delete_tokens_issued_by(tx, user_id)
     end_waiting(tx, user_id)
 
 

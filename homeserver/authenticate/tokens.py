@@ -135,7 +135,8 @@ def store_access_token(
 def create_token_for(tx: Transaction, user_id: UserID, admin: UserID, lifetime_ms: int | None) -> str:
     """Creates and returns a token with which an administrator acts for a user. It belongs to no device.
 
-    The user's own log-outs do not end it; the end of the account and those of the administrator do.
+    The user's own log-outs do not end it. It ends with the account, with the administrator's rights, when the
+    administrator logs out everywhere, and when the user becomes an administrator: nobody acts for those.
     """
     access_token = new_token("hsat")
     expires_ms = None if lifetime_ms is None else tx.now_ms + lifetime_ms
@@ -157,6 +158,12 @@ def delete_tokens_issued_by(tx: Transaction, admin: UserID) -> None:
     tx.run("DELETE FROM access_tokens WHERE issued_by_nid = ?", tx.find(admin))
     for name in tx.names(nids).values():
         end_waiting(tx, UserID(name))
+
+
+def delete_tokens_issued_for(tx: Transaction, user_id: UserID) -> None:
+    """Revokes the tokens with which administrators act for a user."""
+    tx.run("DELETE FROM access_tokens WHERE user_nid = ? AND issued_by_nid IS NOT NULL", tx.find(user_id))
+    end_waiting(tx, user_id)
 
 
 def find_token(tx: Transaction, token_hash: bytes) -> TokenLookup | None:

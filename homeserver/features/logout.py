@@ -21,7 +21,7 @@ async def logout(hs: Resources, requester: Requester) -> Empty:
 
 @routes.post("/_matrix/client/v3/logout/all", rate_limit="", allow_locked=True, allow_guest=True, allow_suspended=True)
 async def logout_all(hs: Resources, requester: Requester) -> Empty:
-    await hs.database.write(_log_out_everywhere, requester)
+    await hs.database.write(log_out_everywhere, requester.user_id)
     return Empty()
 
 
@@ -29,11 +29,6 @@ def _log_out(tx: Transaction, requester: Requester) -> None:
     authenticate.delete_token(tx, requester.user_id, requester.token_id)
     if requester.device_id:
         delete_devices_of_user(tx, requester.user_id, [requester.device_id])
-
-
-def _log_out_everywhere(tx: Transaction, requester: Requester) -> None:
-    log_out_everywhere(tx, requester.user_id)
-    authenticate.delete_tokens_issued_by(tx, requester.user_id)
 
 
 FEATURE = Feature(name="logout", spec="client-server-api/#post_matrixclientv3logout", routes=routes)

@@ -280,7 +280,6 @@ def set_deactivated(tx: Transaction, user_id: UserID, *, erase: bool) -> None:
         tx.now_ms, position, int(erase), tx.find(user_id), int(erase),
     )  # fmt: skip
     authenticate.delete_tokens_of_user(tx, user_id, and_issued=True)
-    authenticate.delete_tokens_issued_by(tx, user_id)
     authenticate.store_account_flags(tx, user_id, NO_FLAGS)
 
 

@@ -241,8 +241,12 @@ def delete_devices_of_user(
 def log_out_everywhere(
     tx: Transaction, user_id: UserID, *, except_device_id: str | None = None, except_page_session: str | None = None
 ) -> None:
-    """Logs a user out of all devices and browsers, except the given ones, and removes the devices."""
+    """Logs a user out of all devices and browsers, except the given ones, and removes the devices.
+
+    The tokens with which an administrator acts for others end too.
+    """
     authenticate.delete_tokens_of_user(tx, user_id, except_device_id=except_device_id)
+    authenticate.delete_tokens_issued_by(tx, user_id)
     delete_devices_of_user(tx, user_id, except_device_id=except_device_id)
     forget_page_sessions(tx, user_id, except_token=except_page_session)
 

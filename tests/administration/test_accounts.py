@@ -218,6 +218,39 @@ async def test_tokens_to_act_for_users_end(server: Server, boss: Client, alice: 
         assert refused == (400, "M_INVALID_PARAM")
 
 
+async def test_tokens_to_act_for_users_end_with_the_rights_of_the_administrator(
+    server: Server, boss: Client, alice: Client
+) -> None:
+    helper = await server.register("helper")
+    rights = f"{V1}/users/{helper.user_id}/admin"
+    await boss.ok("PUT", rights, json={"admin": True})
+    token = (await helper.ok("POST", f"{V1}/users/{alice.user_id}/login"))["access_token"]
+    acting = server.with_token(token)
+    await acting.ok("GET", "account/whoami")
+    await boss.ok("PUT", rights, json={"admin": False})
+    assert await acting.refused("GET", "account/whoami") == (401, "M_UNKNOWN_TOKEN")
+
+
+async def test_tokens_to_act_for_users_end_when_the_administrator_gets_a_new_password(
+    server: Server, boss: Client, alice: Client
+) -> None:
+    """Whoever had taken over the administrator's account may have made them."""
+    acting = server.with_token((await boss.ok("POST", f"{V1}/users/{alice.user_id}/login"))["access_token"])
+    await acting.ok("GET", "account/whoami")
+    await boss.ok("POST", f"{V1}/reset_password/{boss.user_id}", json={"new_password": "correct horse 1"})
+    assert await acting.refused("GET", "account/whoami") == (401, "M_UNKNOWN_TOKEN")
+
+
+async def test_nobody_acts_for_a_user_who_has_become_an_administrator(
+    server: Server, boss: Client, alice: Client
+) -> None:
+    acting = server.with_token((await boss.ok("POST", f"{V1}/users/{alice.user_id}/login"))["access_token"])
+    await acting.ok("GET", "account/whoami")
+    await boss.ok("PUT", f"{V1}/users/{alice.user_id}/admin", json={"admin": True})
+    assert await acting.refused("GET", "account/whoami") == (401, "M_UNKNOWN_TOKEN")
+    await alice.ok("GET", "account/whoami")
+
+
 async def test_an_account_may_have_rate_limits_of_its_own(homeservers: Homeservers) -> None:
     server = await homeservers.start(rate_limits=RateLimitsSection(enabled=True))
     boss, alice = await server.register("boss"), await server.register("alice")

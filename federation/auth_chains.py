@@ -17,8 +17,9 @@ An event that the caller does not have is noted in `KnownEvents.absent`, and the
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
+
+import msgspec
 
 from homeserver.federation.auth_events import StateKey
 from homeserver.federation.event import Event
@@ -32,8 +33,7 @@ Rank = Mapping[EventID, int]
 without a number counts as missing."""
 
 
-@dataclass(frozen=True, slots=True)
-class Missing:
+class Missing(msgspec.Struct, frozen=True):
     """The result depends on these events, which the caller does not have. More may be missing; call again with them."""
 
     event_ids: frozenset[EventID]

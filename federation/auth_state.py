@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from homeserver.federation.auth_events import JOIN_RULES_KEY, POWER_LEVELS_KEY, StateKey, member_key
 from homeserver.federation.event import Event
@@ -11,15 +12,13 @@ from homeserver.federation.power_levels import PowerLevels, read_power_levels
 from homeserver.federation.room_versions import RoomVersion
 
 
-@dataclass(frozen=True, slots=True)
-class Rejection:
+class Rejection(msgspec.Struct, frozen=True):
     """An event is not allowed; `reason` says why in one sentence."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class AuthState:
+class AuthState(msgspec.Struct, frozen=True):
     """A state of a room as the authorisation rules see it. Its events may contain anything: not all were checked."""
 
     version: RoomVersion

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
+
+import msgspec
 
 from homeserver.federation import canonical_json
 from homeserver.federation.canonical_json import NotCanonical
@@ -30,8 +31,7 @@ Reference = tuple[EventID, str | None]
 """An event ID and, in room versions 1 and 2, that event's reference hash in unpadded base64."""
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
+class Draft(msgspec.Struct, frozen=True):
     """An event before it gets its place in the room. The event takes over the content: do not change it afterwards."""
 
     room_id: RoomID | None

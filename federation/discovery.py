@@ -22,9 +22,9 @@ import ipaddress
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
+import msgspec
 import orjson
 
 from homeserver.federation.identifiers import InvalidIdentifier, ServerName, parse_server_name
@@ -53,16 +53,14 @@ _MAX_AGE = re.compile(r"(?:\A|[\s,])max-age\s*=\s*\"?([0-9]{1,18})", re.ASCII | 
 _NO_STORE = re.compile(r"(?:\A|[\s,])no-(?:store|cache)(?:\Z|[\s,=])", re.ASCII | re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(msgspec.Struct, frozen=True):
     """An IP address (without brackets) and a port."""
 
     ip: str
     port: int
 
 
-@dataclass(frozen=True, slots=True)
-class SrvRecord:
+class SrvRecord(msgspec.Struct, frozen=True):
     """One SRV record. `target` has no final dot; it is "" for the target "."."""
 
     priority: int
@@ -71,29 +69,25 @@ class SrvRecord:
     target: str
 
 
-@dataclass(frozen=True, slots=True)
-class FetchWellKnown:
+class FetchWellKnown(msgspec.Struct, frozen=True):
     """GET https://`hostname`/.well-known/matrix/server, following redirects."""
 
     hostname: str
 
 
-@dataclass(frozen=True, slots=True)
-class LookupSRV:
+class LookupSRV(msgspec.Struct, frozen=True):
     """Look up the SRV records of `name`."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class LookupAddress:
+class LookupAddress(msgspec.Struct, frozen=True):
     """Look up the AAAA and A records of `hostname`, following CNAMEs."""
 
     hostname: str
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(msgspec.Struct, frozen=True):
     """Connect to the first of `addresses` that answers; the certificate must be valid for `tls_name`.
 
     `tls_name` is a host name, or an IP address without brackets (then no SNI is sent).
@@ -104,8 +98,7 @@ class Found:
     host_header: str
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(msgspec.Struct, frozen=True):
     """No server can be reached by this name; `reason` is a sentence."""
 
     reason: str
@@ -243,8 +236,7 @@ def order_srv(records: Iterable[SrvRecord], below: Callable[[int], int]) -> list
     return ordered
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+class _Entry(msgspec.Struct, frozen=True):
     delegated: ServerName | None
     expires_s: float
     failures: int

@@ -7,8 +7,9 @@ It does not matter to the authorisation rules. Spec: server-server-api/#policy-s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from homeserver.federation.event import Event, InvalidEvent, parse_event
 from homeserver.federation.hashing import signed_part
@@ -19,8 +20,7 @@ POLICY_TYPE = "m.room.policy"
 POLICY_KEY_ID = "ed25519:policy_server"
 
 
-@dataclass(frozen=True, slots=True)
-class PolicyServer:
+class PolicyServer(msgspec.Struct, frozen=True):
     """The policy server that a room names. public_key: base64, perhaps of nothing valid."""
 
     name: ServerName

@@ -6,8 +6,9 @@ Each check stands under the sentence of the spec that it implements, with the ro
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from homeserver.federation.auth_events import POWER_LEVELS_KEY
 from homeserver.federation.auth_state import AuthState, Rejection
@@ -16,8 +17,7 @@ from homeserver.federation.power_levels import LEVEL_DEFAULTS, is_user_id, parse
 from homeserver.federation.room_versions import RoomVersion
 
 
-@dataclass(frozen=True, slots=True)
-class _Change:
+class _Change(msgspec.Struct, frozen=True):
     """A level that a new m.room.power_levels event changes. None stands for a level that is absent before or after."""
 
     key: str

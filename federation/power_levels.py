@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from homeserver.federation.event import Event
 from homeserver.federation.identifiers import InvalidIdentifier, parse_user_id
@@ -94,8 +95,7 @@ def is_user_id(value: object) -> bool:
     return True
 
 
-@dataclass(frozen=True, slots=True)
-class PowerLevels:
+class PowerLevels(msgspec.Struct, frozen=True):
     """The power levels of a room at one moment. Cheap to create: a level is read when it is asked for.
 
     A value that is not a level counts as absent. Without an m.room.power_levels event (`content` None) the creators

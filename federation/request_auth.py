@@ -7,8 +7,9 @@ header. `uri` is the request target as sent: path and query string, without sche
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from homeserver.federation import canonical_json
 from homeserver.federation.canonical_json import NotCanonical
@@ -49,8 +50,7 @@ class InvalidAuthorization(ValueError):
     """The header is not well-formed `X-Matrix` credentials; the message says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class XMatrix:
+class XMatrix(msgspec.Struct, frozen=True):
     """The credentials of a request. `destination` is None if the sender implements a spec version before v1.3."""
 
     origin: ServerName

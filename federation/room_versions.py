@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
+
+import msgspec
+from msgspec.structs import replace
 
 DEPTH_MAX_INT64 = 2**63 - 1
 DEPTH_MAX_CANONICAL = 2**53 - 1
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class RoomVersion:
+class RoomVersion(msgspec.Struct, frozen=True, eq=False):
     """The behaviour of a room version. Flags are named for the behaviour that they enable; compared by identity."""
 
     id: str

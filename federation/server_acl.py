@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 _PORT = re.compile(r":[0-9]*\Z", re.ASCII)
 _IPV4_SHAPE = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class _Globs:
+class _Globs(msgspec.Struct, frozen=True):
     """Patterns in lower case, grouped by how expensive they are to match."""
 
     literals: frozenset[str]
@@ -31,8 +31,7 @@ class _Globs:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class ServerAcl:
+class ServerAcl(msgspec.Struct, frozen=True):
     """A compiled `m.room.server_acl`. It is immutable, so it can be cached by event ID."""
 
     allow_ip_literals: bool

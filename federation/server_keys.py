@@ -35,8 +35,7 @@ class InvalidKeys(ValueError):
     """The object is not a trustworthy statement of a server about its keys; the message says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class VerifyKey:
+class VerifyKey(msgspec.Struct, frozen=True):
     """A public key, and until when its signatures count. `expired_ts` is set if its server no longer uses it."""
 
     key_base64: str

@@ -14,8 +14,9 @@ Spec: client-server-api/#key-algorithms, #device-keys, #cross-signing
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
+
+import msgspec
 
 from homeserver.federation import canonical_json
 from homeserver.federation.canonical_json import NotCanonical
@@ -38,16 +39,14 @@ class InvalidKeySignature(InvalidKey):
     """A key object has a signature that is wrong, or lacks one that it must have."""
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceKeys:
+class DeviceKeys(msgspec.Struct, frozen=True):
     """The identity keys of a device. ed25519: the key that signs everything else of the device, in base64."""
 
     content: dict[str, Any]
     ed25519: str
 
 
-@dataclass(frozen=True, slots=True)
-class OneTimeKey:
+class OneTimeKey(msgspec.Struct, frozen=True):
     """A one-time or fallback key. public_key: the key itself, which its signature is not part of."""
 
     algorithm: str
@@ -56,8 +55,7 @@ class OneTimeKey:
     content: str | dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class CrossSigningKey:
+class CrossSigningKey(msgspec.Struct, frozen=True):
     """A cross-signing key. public_key: unpadded base64, which is also the second half of its key ID."""
 
     content: dict[str, Any]

@@ -17,8 +17,9 @@ depends on is absent, the result is Missing, which names it; the caller fetches 
 from __future__ import annotations
 
 from collections.abc import Collection, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
+
+import msgspec
 
 from homeserver.federation.auth_chains import (
     Absent,
@@ -100,8 +101,7 @@ def resolve_conflicts(
         return known.missing()
 
 
-@dataclass(frozen=True, slots=True)
-class _Resolution:
+class _Resolution(msgspec.Struct, frozen=True):
     version: RoomVersion
     unconflicted: StateMap
     known: KnownEvents

@@ -8,9 +8,10 @@ Spec: client-server-api/#third-party-invites, server-server-api/#verifying-the-i
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from itertools import islice, product
 from typing import Any
+
+import msgspec
 
 from homeserver.federation.canonical_json import NotCanonical
 from homeserver.federation.signing import signed_bytes, verify_bytes
@@ -20,8 +21,7 @@ INVITE_VERIFICATIONS_MAX = 256
 them would make some hundred thousand, each 50 µs of CPU."""
 
 
-@dataclass(frozen=True, slots=True)
-class InviteKey:
+class InviteKey(msgspec.Struct, frozen=True):
     """A public key of an m.room.third_party_invite, and the URL that says whether it is still valid, if it has one."""
 
     public_key: str

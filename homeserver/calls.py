@@ -15,7 +15,6 @@ import difflib
 import json
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlencode
 
@@ -38,8 +37,7 @@ Headers = Mapping[str, str] | None
 _JSON_HEADERS = {"content-type": "application/json"}
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """The answer to a call: its head, and its body in chunks. Header names are lower case."""
 
     status: int
@@ -47,13 +45,12 @@ class Answer:
     chunks: AsyncIterator[bytes]
 
 
-@dataclass(slots=True)
-class Calls:
+class Calls(msgspec.Struct):
     """The operations of an open server."""
 
     dispatch: Dispatch
     is_closed: bool = False
-    _scopes: set[trio.CancelScope] = field(default_factory=set)
+    _scopes: set[trio.CancelScope] = msgspec.field(default_factory=set)
 
     def close(self) -> None:
         """Refuses new calls. Waiting calls end with ClosedError."""

@@ -10,9 +10,10 @@ import secrets
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from email.message import Message
 from typing import Any, Self
+
+import msgspec
 
 from homeserver.authenticate import Requester, TokenLookup, get_account_flags
 from homeserver.calls import Answer, Body, Calls, Headers, Query
@@ -29,8 +30,7 @@ PAGE_LIMIT = 100
 INVITATIONS_ONLY = '{"room":{"timeline":{"limit":0},"state":{"types":[]}},"presence":{"types":[]}}'
 
 
-@dataclass(frozen=True, slots=True)
-class RoomEvent:
+class RoomEvent(msgspec.Struct, frozen=True):
     """An event from `Client.events` or `Client.messages`, in the format of the client-server API, and its room."""
 
     room_id: RoomID
@@ -64,8 +64,7 @@ class RoomEvent:
         return body if isinstance(body, str) else ""
 
 
-@dataclass(frozen=True, slots=True)
-class File:
+class File(msgspec.Struct, frozen=True):
     """A downloaded file. filename is None if the uploader did not give one."""
 
     content: bytes
@@ -301,8 +300,7 @@ def _filename(headers: Mapping[str, str]) -> str | None:
     return message.get_filename()
 
 
-@dataclass(frozen=True, slots=True)
-class _Opened:
+class _Opened(msgspec.Struct, frozen=True):
     """The requester that a client acts as, and its state when it was opened: the sync token and the joined rooms."""
 
     requester: Requester

@@ -41,8 +41,7 @@ THREAD_SUBSCRIPTIONS = "io.element.msc4308.thread_subscriptions"
 PresenceState = Literal["online", "unavailable", "offline"]
 
 
-@dataclass(slots=True)
-class RoomSection:
+class RoomSection(msgspec.Struct):
     """What features add to one joined room of a `/sync` answer, see `SyncContext`.
 
     since: the position up to which the client knows the room; 0 if it knows nothing about it.
@@ -51,8 +50,8 @@ class RoomSection:
 
     since: int
     members_changed: bool = False
-    ephemeral: list[JsonObject] = field(default_factory=list)
-    account_data: list[JsonObject] = field(default_factory=list)
+    ephemeral: list[JsonObject] = msgspec.field(default_factory=list)
+    account_data: list[JsonObject] = msgspec.field(default_factory=list)
     summary: JsonObject | None = None
     unread_notifications: JsonObject | None = None
     unread_thread_notifications: JsonObject | None = None
@@ -141,8 +140,7 @@ def _ask_each_time(tx: Transaction, start: SyncStart) -> int:
     return 0
 
 
-@dataclass(frozen=True, slots=True)
-class BeforeSync:
+class BeforeSync(msgspec.Struct, frozen=True):
     """What a feature writes when a sync starts, before the answer is read, such as an acknowledgement.
 
     is_due(tx, start): returns whether there is anything to write. It is called in the read that answers the sync, so
@@ -160,8 +158,7 @@ class BeforeSync:
     idle_ms: Callable[[Transaction, SyncStart], int] = _ask_each_time
 
 
-@dataclass(frozen=True, slots=True)
-class OutgoingEdu:
+class OutgoingEdu(msgspec.Struct, frozen=True):
     """The content of an EDU to send to the servers in `room_id` and to those in `destinations`.
 
     position: the position of the change, for durable EDUs. It says up to where a destination has everything. Without
@@ -177,8 +174,7 @@ class OutgoingEdu:
 EduSource = Callable[[Transaction, int, int], Iterable[OutgoingEdu]]
 
 
-@dataclass(frozen=True, slots=True)
-class EduQueue:
+class EduQueue(msgspec.Struct, frozen=True):
     """Rows that a durable type of EDU keeps for each destination, until the destination has acknowledged them.
 
     list_first(tx, server, since, upto, limit): the first `limit` EDUs for one server with since < position ≤ upto, in
@@ -300,8 +296,7 @@ class RoomShare(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
-class Shared:
+class Shared(msgspec.Struct, frozen=True):
     """News of a span of the stream that many get at once. positions: how many positions of the span it accounts for."""
 
     positions: int
@@ -318,8 +313,7 @@ Capability = Callable[[Config, Requester], JsonObject | None]
 """What `/capabilities` says of one capability; None if it is left out."""
 
 
-@dataclass(frozen=True, slots=True)
-class Follower:
+class Follower(msgspec.Struct, frozen=True):
     """A tail: follows the change stream, see `homeserver.database.tail`.
 
     follow(hs, since, upto): called for everything committed, in order, in spans since < position ≤ upto. A span may be
@@ -340,8 +334,7 @@ class Follower:
     is_on: Callable[[Config], bool] = lambda _: True
 
 
-@dataclass(frozen=True, slots=True)
-class Worklist:
+class Worklist(msgspec.Struct, frozen=True):
     """Work that a write records in rows of its own, and that is done afterwards, after a restart if necessary.
 
     list_due(tx): returns the remaining items.
@@ -356,8 +349,7 @@ class Worklist:
     wake_key: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Feature:
+class Feature(msgspec.Struct, frozen=True):
     """A part of the specification: its tables, its routes, and its parts of sync and federation.
 
     edus: the EDUs that this feature sends and receives, by type. EDUs of undeclared types are ignored.
@@ -380,8 +372,8 @@ class Feature:
     name: str
     spec: str
     schema: Schema | None = None
-    routes: Routes = field(default_factory=Routes)
-    edus: Mapping[str, Edu[Any]] = field(default_factory=dict)
+    routes: Routes = msgspec.field(default_factory=Routes)
+    edus: Mapping[str, Edu[Any]] = msgspec.field(default_factory=dict)
     before_sync: BeforeSync | None = None
     sync: SyncSection | None = None
     sync_always: SyncSection | None = None
@@ -389,10 +381,10 @@ class Feature:
     recount: Recount | None = None
     ephemeral: Callable[[Transaction, int, int], Iterable[Ephemeral]] | None = None
     share: Share | None = None
-    queries: Mapping[str, QueryHandler] = field(default_factory=dict)
-    limits: Mapping[str, Bucket] = field(default_factory=dict)
-    capabilities: Mapping[str, Capability] = field(default_factory=dict)
-    unstable_features: Mapping[str, bool] = field(default_factory=dict)
+    queries: Mapping[str, QueryHandler] = msgspec.field(default_factory=dict)
+    limits: Mapping[str, Bucket] = msgspec.field(default_factory=dict)
+    capabilities: Mapping[str, Capability] = msgspec.field(default_factory=dict)
+    unstable_features: Mapping[str, bool] = msgspec.field(default_factory=dict)
     tails: Sequence[Follower] = ()
     worklists: Sequence[Worklist] = ()
     background: Sequence[Background] = ()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import trio
 
 from homeserver.blobs import Blobs
@@ -51,8 +51,7 @@ feature needs them otherwise. If it is an estimate, it only counts them. Returns
 """
 
 
-@dataclass(slots=True)
-class Resources:
+class Resources(msgspec.Struct):
     """Opened by `homeserver.server`, closed by it in reverse order.
 
     is_ready: False once the server has been told to stop. stopping: set at the same time, for those that wait.
@@ -72,21 +71,21 @@ class Resources:
     now_ms: Callable[[], int]
     nursery: trio.Nursery
     heartbeats: Heartbeats
-    application_services: RegisteredServices = field(default_factory=RegisteredServices)
-    acknowledged: Acknowledged = field(default_factory=Acknowledged)
-    early_presence: EarlyPresence[Any] = field(default_factory=EarlyPresence)
-    token_cache: TokenCache[Any] = field(default_factory=TokenCache)
-    rate_limits: RateLimits = field(default_factory=RateLimits)
-    claims: Claims = field(default_factory=Claims)
-    documents: Documents = field(default_factory=Documents)
-    flights: Flights = field(default_factory=Flights)
-    peers: Peers = field(default_factory=Peers)
-    metrics: Metrics = field(default_factory=Metrics)
-    outages: Outages = field(default_factory=Outages)
+    application_services: RegisteredServices = msgspec.field(default_factory=RegisteredServices)
+    acknowledged: Acknowledged = msgspec.field(default_factory=Acknowledged)
+    early_presence: EarlyPresence[Any] = msgspec.field(default_factory=EarlyPresence)
+    token_cache: TokenCache[Any] = msgspec.field(default_factory=TokenCache)
+    rate_limits: RateLimits = msgspec.field(default_factory=RateLimits)
+    claims: Claims = msgspec.field(default_factory=Claims)
+    documents: Documents = msgspec.field(default_factory=Documents)
+    flights: Flights = msgspec.field(default_factory=Flights)
+    peers: Peers = msgspec.field(default_factory=Peers)
+    metrics: Metrics = msgspec.field(default_factory=Metrics)
+    outages: Outages = msgspec.field(default_factory=Outages)
     forgetters: tuple[ForgetUser, ...] = ()
     room_forgetters: tuple[ForgetRoom, ...] = ()
     file_forgetters: tuple[ForgetFiles, ...] = ()
-    budgets: Budgets = field(default_factory=Budgets)
+    budgets: Budgets = msgspec.field(default_factory=Budgets)
     is_ready: bool = True
-    stopping: trio.Event = field(default_factory=trio.Event)
+    stopping: trio.Event = msgspec.field(default_factory=trio.Event)
     search: Service | None = None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
+
+import msgspec
 
 from homeserver.search.query import Query
 
@@ -39,8 +40,7 @@ class Hit(NamedTuple):
     number: int
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(msgspec.Struct, frozen=True):
     """A search. Conditions that are None accept every document.
 
     labels_any: of each of these masks, a document has at least one bit. before: where to continue.
@@ -68,8 +68,7 @@ class Wanted:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Deleted:
+class Deleted(msgspec.Struct, frozen=True):
     """Documents to remove: by number, by group, by author."""
 
     numbers: Collection[int] = ()
@@ -97,8 +96,7 @@ class OutOfTime(Exception):
         self.number = number
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(msgspec.Struct, frozen=True):
     """The answer to a search. reached: where to continue, None if there is nothing more."""
 
     hits: list[Hit]

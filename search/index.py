@@ -30,10 +30,11 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from homeserver.search.documents import (
     Deleted,
@@ -70,8 +71,7 @@ NUMBER_MAX = 1 << 62
 RANKED_MAX = 5_000
 
 
-@dataclass(slots=True)
-class _Entry:
+class _Entry(msgspec.Struct):
     """A slice as the manifest has it. first, last: its lowest and highest number. oldest, newest: times.
 
     is_sealed: whether its terms are sealed.
@@ -86,7 +86,7 @@ class _Entry:
     bytes: int
     checksums: dict[str, int]
     is_sealed: bool
-    deleted: list[int] = field(default_factory=list)
+    deleted: list[int] = msgspec.field(default_factory=list)
     opened: Slice | None = None
 
     def to_json(self) -> dict[str, Any]:

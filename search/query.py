@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
+
+import msgspec
 
 from homeserver.search.words import Stemmers, Word, is_unspaced, normalize, words_of
 
@@ -45,8 +46,7 @@ class Term(NamedTuple):
     is_prefix: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
+class Query(msgspec.Struct, frozen=True):
     """A parsed query. It matches a text if each unit does, and a unit matches if one of its alternatives does."""
 
     units: Sequence[Sequence[Sequence[Term]]]

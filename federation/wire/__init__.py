@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from typing import Literal, Protocol
+
+import msgspec
 
 from homeserver.federation.identifiers import ServerName
 
@@ -29,8 +30,7 @@ class WireError(Exception):
         self.reason: WireFailure = reason
 
 
-@dataclass(frozen=True, slots=True)
-class WireRequest:
+class WireRequest(msgspec.Struct, frozen=True):
     """A request to send. `path` begins with "/" and includes the query string.
 
     Host and Content-Length are added when it is sent.
@@ -42,8 +42,7 @@ class WireRequest:
     body: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class WireResponse:
+class WireResponse(msgspec.Struct, frozen=True):
     """A whole response. Header names are lower case; repeated headers are joined by ", "."""
 
     status: int
@@ -51,8 +50,7 @@ class WireResponse:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class WireStream:
+class WireStream(msgspec.Struct, frozen=True):
     """A response whose body is still to come. `chunks` can be read once, inside the context manager that yielded it.
 
     `url`: where the response comes from, after redirects; "" if the request was not for a URL.

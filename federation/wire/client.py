@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
 from urllib.parse import quote, urljoin, urlsplit
 
+import msgspec
 import trio
+from msgspec.structs import replace
 
 from homeserver.federation.wire import WireError, WireRequest, WireResponse, WireStream
 from homeserver.federation.wire.dial import Dialer
@@ -28,8 +29,7 @@ _DEFAULT_PORTS = {"https": 443, "http": 80}
 _URL_SAFE = "!#$%&'()*+,-./:;=?@[]_~"
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(msgspec.Struct, frozen=True):
     """Scheme, host (IPv6 in brackets) and port of a URL."""
 
     scheme: str

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import h11
+import msgspec
 import trio
 
 from homeserver.federation.wire import WireError, WireRequest
@@ -27,8 +27,7 @@ class ConnectionEnded(Exception):
     """The connection ended before the first byte of the response. The request may or may not have arrived."""
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(msgspec.Struct, frozen=True):
     """Status and headers of a response. Header names are lower case; repeated headers are joined by ", "."""
 
     status: int

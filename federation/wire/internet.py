@@ -10,9 +10,10 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
 
+import msgspec
 import trio
+from msgspec.structs import replace
 
 from homeserver.federation.discovery import (
     WELL_KNOWN_BYTES_MAX,
@@ -42,8 +43,7 @@ _GIVEN_UP_AFTER_S = 3.0
 OUTBOUND_LIMITS = PoolLimits(busy_per_host_max=16, busy_max=256, idle_max=64)
 
 
-@dataclass(frozen=True, slots=True)
-class OutboundRules:
+class OutboundRules(msgspec.Struct, frozen=True):
     """The rules for URLs that users choose. See `Dialer`."""
 
     ca_file: str = ""

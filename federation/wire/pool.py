@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
-from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+import msgspec
 import trio
 
 from homeserver.federation.wire import WireError, WireRequest
@@ -17,8 +17,7 @@ Key = TypeVar("Key", bound=Hashable)
 _NOT_REPEATABLE = frozenset({"POST", "PATCH"})
 
 
-@dataclass(frozen=True, slots=True)
-class PoolLimits:
+class PoolLimits(msgspec.Struct, frozen=True):
     """`busy_*` limit connections with an exchange in progress, `idle_*` those waiting for the next one."""
 
     busy_per_host_max: int = 16
@@ -28,11 +27,10 @@ class PoolLimits:
     age_s: float = 600.0  # after this the server's address is resolved again
 
 
-@dataclass(slots=True)
-class _Host:
+class _Host(msgspec.Struct):
     busy: trio.Semaphore
     users: int = 0
-    idle: list[Connection] = field(default_factory=list)
+    idle: list[Connection] = msgspec.field(default_factory=list)
 
 
 class Pool(Generic[Key]):

@@ -9,7 +9,6 @@ import inspect
 import sys
 import types
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from functools import cache, partial
 from typing import Annotated, Any, Literal, NewType, Union, get_args, get_origin, get_type_hints
 from urllib.parse import unquote_to_bytes
@@ -44,8 +43,7 @@ PARSERS: Mapping[Any, Callable[[object], Any]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class BodyPlan:
+class BodyPlan(msgspec.Struct, frozen=True):
     """How a request's body becomes the handler's argument. `optional`: an empty body becomes None."""
 
     kind: Any
@@ -63,8 +61,7 @@ class BodyPlan:
         return _convert(content, self.kind, self.checks, bad_json)
 
 
-@dataclass(frozen=True, slots=True)
-class QueryPlan:
+class QueryPlan(msgspec.Struct, frozen=True):
     """How the query string becomes the handler's `query` Struct."""
 
     kind: Any
@@ -93,15 +90,13 @@ def _convert(
     return value
 
 
-@dataclass(frozen=True, slots=True)
-class Constant:
+class Constant(msgspec.Struct, frozen=True):
     """The default of a path parameter that this path lacks."""
 
     value: Any
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """The handler's arguments after `hs`, in order: the name of a special one, the number of a path parameter, …"""
 
     order: tuple[str | int | Constant, ...]

@@ -14,8 +14,9 @@ Theory of operation. The cost of JSON depends on the number of its values, not o
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from homeserver import limits
 from homeserver.api.routes import Operation, Request
@@ -54,8 +55,7 @@ def is_large(text: bytes, nodes: int) -> bool:
     return nodes > limits.http.INLINE_JSON_NODES_MAX or len(text) > limits.http.INLINE_BODY_BYTES_MAX
 
 
-@dataclass(slots=True)
-class Body:
+class Body(msgspec.Struct):
     """A body that has been read. nodes: see `count_nodes`. `decoder` turns its text into the content."""
 
     text: bytes

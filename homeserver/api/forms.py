@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from hashlib import sha256
 from html import escape
 from typing import Literal
 from urllib.parse import parse_qsl
+
+import msgspec
 
 from homeserver import limits
 from homeserver.api.routes import Response
@@ -70,8 +71,7 @@ input:focus-visible, button:focus-visible, a:focus-visible {{ outline: 3px solid
 """
 
 
-@dataclass(frozen=True, slots=True)
-class TextField:
+class TextField(msgspec.Struct, frozen=True):
     """A text that is asked for. hint: how it must look, "" for nothing."""
 
     name: str
@@ -81,8 +81,7 @@ class TextField:
     kind: Literal["text", "password"] = "text"
 
 
-@dataclass(frozen=True, slots=True)
-class PageExtras:
+class PageExtras(msgspec.Struct, frozen=True):
     """What few pages need: fields of the form, links as buttons, what was wrong, and a script.
 
     links: texts by URL. head: more of the head, such as a script's element; body: more of the form. Both are HTML.
@@ -90,12 +89,12 @@ class PageExtras:
     """
 
     fields: Sequence[TextField] = ()
-    links: Mapping[str, str] = field(default_factory=dict)
+    links: Mapping[str, str] = msgspec.field(default_factory=dict)
     error: str = ""
     script: str = ""
     head: str = ""
     body: str = ""
-    policy: Mapping[str, str] = field(default_factory=dict)
+    policy: Mapping[str, str] = msgspec.field(default_factory=dict)
     cookie: str = ""
 
 

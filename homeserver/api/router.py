@@ -11,7 +11,8 @@ contain a segment `.` or `..`, encoded or not, because a proxy would resolve it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+
+import msgspec
 
 from homeserver.api.arguments import decode_segment
 from homeserver.api.routes import Operation
@@ -21,28 +22,25 @@ from homeserver.api.routes import Operation
 MAY_BE_EMPTY = frozenset({"state_key"})
 
 
-@dataclass(slots=True)
-class _Node:
-    literals: dict[str, _Node] = field(default_factory=dict)
+class _Node(msgspec.Struct):
+    literals: dict[str, _Node] = msgspec.field(default_factory=dict)
     parameter: _Node | None = None
     parameter_may_be_empty: bool = False
-    operations: dict[str, Operation] = field(default_factory=dict)
+    operations: dict[str, Operation] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
+class Match(msgspec.Struct, frozen=True):
     """The operations of a path by method, and the percent-encoded text of its parameters."""
 
     operations: Mapping[str, Operation]
     parameters: list[str]
 
 
-@dataclass(slots=True)
-class Router:
+class Router(msgspec.Struct):
     """Built once from all operations, and only read after that."""
 
-    _root: _Node = field(default_factory=_Node)
-    _whole: dict[str, Match] = field(default_factory=dict)  # the paths that have no parameters
+    _root: _Node = msgspec.field(default_factory=_Node)
+    _whole: dict[str, Match] = msgspec.field(default_factory=dict)  # the paths that have no parameters
 
     def add(self, operations: Iterable[Operation]) -> None:
         """Adds operations. Raises ValueError if two of them have the same method and path."""

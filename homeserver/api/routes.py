@@ -8,7 +8,6 @@ on a web framework. Spec: client-server-api/#api-standards
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
@@ -217,8 +216,7 @@ def too_large(max_bytes: int) -> MatrixError:
     return MatrixError(413, "M_TOO_LARGE", f"The body of this request may be at most {max_bytes} bytes long.")
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
+class Operation(msgspec.Struct, frozen=True):
     """A handler and the method and path that it serves. `group` is what listeners name in `serve` to offer it."""
 
     method: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from homeserver.authenticate.tokens import (
     delete_tokens_issued_by,
@@ -15,8 +15,7 @@ from homeserver.federation.identifiers import UserID
 from homeserver.limits import Bucket
 
 
-@dataclass(frozen=True, slots=True)
-class AccountFlags:
+class AccountFlags(msgspec.Struct, frozen=True):
     """The kind of an account. A user without a row has no flag."""
 
     is_admin: bool = False

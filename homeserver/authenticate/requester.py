@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from homeserver.api.routes import Operation
 from homeserver.errors import MatrixError
@@ -11,8 +11,7 @@ from homeserver.limits import Bucket
 from homeserver.resources import Resources
 
 
-@dataclass(frozen=True, slots=True)
-class Requester:
+class Requester(msgspec.Struct, frozen=True):
     """The user who makes a request. `token_id` is the hash of the access token, b"" if there is none.
 
     appservice: the ID of the application service that makes the request for the user. It may name no device: "".

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+import msgspec
 
 from homeserver import limits
 from homeserver.authenticate.requester import Requester
@@ -19,8 +20,7 @@ from homeserver.limits import Bucket
 from homeserver.process.token_cache import tokens_key
 
 
-@dataclass(frozen=True, slots=True)
-class TokenLookup:
+class TokenLookup(msgspec.Struct, frozen=True):
     """A stored access token. `unused`: its first use will revoke other tokens (`refresh`).
 
     lifetime_ms_max: how far ahead `expires_ms` can have been set.
@@ -32,8 +32,7 @@ class TokenLookup:
     lifetime_ms_max: int = limits.ACCESS_TOKEN_LIFETIME_MS
 
 
-@dataclass(frozen=True, slots=True)
-class IssuedTokens:
+class IssuedTokens(msgspec.Struct, frozen=True):
     """New tokens as the client gets them, once. `expires_in_ms` is None if the access token does not expire."""
 
     access_token: str

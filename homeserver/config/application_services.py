@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -86,8 +85,7 @@ def _compile(where: str, regex: str) -> Any:
         raise ConfigError(f"{where}: {regex!r} is not a regular expression that RE2 knows: {reason}") from error
 
 
-@dataclass(frozen=True, slots=True)
-class ApplicationService:
+class ApplicationService(msgspec.Struct, frozen=True):
     """One application service. `sender` is the user that it acts as unless it says otherwise.
 
     url: without a trailing slash; None if nothing is sent to it. has_encryption: it takes the to-device messages of its
@@ -118,12 +116,11 @@ class ApplicationService:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class RegisteredServices:
+class RegisteredServices(msgspec.Struct, frozen=True):
     """All application services of a server, by ID."""
 
-    by_id: Mapping[str, ApplicationService] = field(default_factory=dict)
-    _by_token: Mapping[bytes, ApplicationService] = field(default_factory=dict)
+    by_id: Mapping[str, ApplicationService] = msgspec.field(default_factory=dict)
+    _by_token: Mapping[bytes, ApplicationService] = msgspec.field(default_factory=dict)
 
     def __iter__(self) -> Iterator[ApplicationService]:
         return iter(self.by_id.values())

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import outcome
 import trio
 
@@ -16,8 +16,7 @@ from homeserver.database.session import Session
 from homeserver.database.transaction import Transaction
 
 
-@dataclass(slots=True, eq=False)
-class Request:
+class Request(msgspec.Struct, eq=False):
     """One call of read or write, from its arrival until it is answered."""
 
     fn: Callable[..., Any]
@@ -28,15 +27,14 @@ class Request:
     result: outcome.Outcome[Any] | None = None
 
 
-@dataclass(slots=True, eq=False)
-class Batch:
+class Batch(msgspec.Struct, eq=False):
     """Writes that share one transaction, and what follows from its commit."""
 
     requests: list[Request]
     taken: int  # the highest position ever taken in this process, committed or not; no position is taken twice
     position: int | None = None  # the last position committed with this batch, None if it took none
-    wakes: set[str] = field(default_factory=set)
-    callbacks: list[tuple[Callable[..., object], tuple[Any, ...]]] = field(default_factory=list)
+    wakes: set[str] = msgspec.field(default_factory=set)
+    callbacks: list[tuple[Callable[..., object], tuple[Any, ...]]] = msgspec.field(default_factory=list)
     committing: bool = False
 
 

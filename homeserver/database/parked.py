@@ -6,7 +6,8 @@ An administrator lists it, and says what is to be tried again: that is marked he
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+
+import msgspec
 
 from homeserver import limits
 from homeserver.database.transaction import Transaction
@@ -15,8 +16,7 @@ from homeserver.database.transaction import Transaction
 RETRY_KEY = "parked"
 
 
-@dataclass(frozen=True, slots=True)
-class ParkedItem:
+class ParkedItem(msgspec.Struct, frozen=True):
     """An item that a lane left out, with the last error. `is_due`: it is to be tried again."""
 
     lane: str

@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import sqlite3
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
+
+import msgspec
 
 from homeserver.database.batch import Request, run_read
 from homeserver.database.interning import StringCache
@@ -20,8 +21,7 @@ from homeserver.database.transaction import Transaction
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Seen(Generic[T]):
+class Seen(msgspec.Struct, Generic[T], frozen=True):
     """The result of `peek`. result: None if the database does not exist yet or must be migrated first.
 
     is_served: whether a server has it open.

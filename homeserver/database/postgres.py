@@ -15,10 +15,10 @@ import functools
 import secrets
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+import msgspec
 import psycopg
 from psycopg import sql
 from psycopg.abc import Buffer
@@ -105,8 +105,7 @@ class _NumericLoader(Loader):
         return float(text) if b"." in text or b"N" in text else int(text)
 
 
-@dataclass(slots=True)
-class _Reach:
+class _Reach(msgspec.Struct):
     """What the sessions of a process know about a lost server. One session waits for it on behalf of all.
 
     failure: the result of the last attempt to connect again, None while the server can be reached.

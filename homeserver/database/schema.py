@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from homeserver.errors import StorageDamaged, StorageError
 
@@ -23,16 +23,14 @@ class DatabaseDamaged(DatabaseError, StorageDamaged):
     """Stored data cannot be read back, or is not what was stored."""
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(msgspec.Struct, frozen=True):
     """One change of the tables: one or more statements of the common subset, each ending with a semicolon."""
 
     name: str
     sql: str
 
 
-@dataclass(frozen=True, slots=True)
-class Schema:
+class Schema(msgspec.Struct, frozen=True):
     """The tables of one feature. Each step is applied once, in order. Never change or remove a released step."""
 
     name: str

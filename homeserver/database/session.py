@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
+
+import msgspec
 
 from homeserver.database.stream import Stream
 
@@ -96,8 +97,7 @@ class Holder(Protocol):
     def release(self, name: str) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
+class Opened(msgspec.Struct, frozen=True):
     """An opened engine. Without readers, reads share the writer's session and everything runs on the trio thread.
 
     background: runs as long as the database is open, and notifies the stream of other nodes' commits.

@@ -8,7 +8,6 @@ answer may end anywhere: the next request goes on from there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import msgspec
@@ -88,8 +87,7 @@ async def room_initial_sync(hs: Resources, requester: Requester, room_id: RoomID
 # --- the stream ---
 
 
-@dataclass(frozen=True, slots=True)
-class _Events:
+class _Events(msgspec.Struct, frozen=True):
     """Events up to a position of the stream, and the keys to wait for if there are none."""
 
     chunk: list[JsonObject]

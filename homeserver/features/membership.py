@@ -5,10 +5,10 @@ If this server is in the room, a change is one appended event. Otherwise `homese
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from homeserver.api.routes import Empty, Routes
 from homeserver.authenticate import Requester

@@ -7,7 +7,6 @@ that storage does not grow with each message read.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -214,17 +213,16 @@ def sync_receipts(tx: Transaction, ctx: SyncContext) -> None:
         ctx.rooms[room_id].ephemeral.append({"type": "m.receipt", "content": by_event})
 
 
-@dataclass(slots=True)
-class _ReceiptsShare:
+class _ReceiptsShare(msgspec.Struct):
     """New receipts of a room.
 
     rows: thread, event, type, owner and JSON of each receipt that is not private. readers: users who have read
     something, so that their counts have changed. limited: owners of delivered receipts that are not for everyone.
     """
 
-    rows: list[tuple[str, EventID, str, UserID, bytes]] = field(default_factory=list)
-    readers: set[UserID] = field(default_factory=set)
-    limited: set[UserID] = field(default_factory=set)
+    rows: list[tuple[str, EventID, str, UserID, bytes]] = msgspec.field(default_factory=list)
+    readers: set[UserID] = msgspec.field(default_factory=set)
+    limited: set[UserID] = msgspec.field(default_factory=set)
 
     def tell(self, tx: Transaction, user_id: UserID, ignored: frozenset[str]) -> list[bytes] | None:
         if user_id in self.readers:

@@ -7,10 +7,10 @@ the same account and device, with new tokens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from homeserver import authenticate, limits
 from homeserver.api.routes import Request, Routes
@@ -89,8 +89,7 @@ class RegisterQuery(msgspec.Struct, frozen=True):
     kind: Literal["user", "guest"] = "user"
 
 
-@dataclass(frozen=True, slots=True)
-class _Made:
+class _Made(msgspec.Struct, frozen=True):
     """The account that a registration has created, and the device if it was logged in."""
 
     user: accounts.User

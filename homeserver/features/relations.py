@@ -6,7 +6,6 @@ Spec: client-server-api/#relationships-api, #querying-threads-in-a-room
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import msgspec
@@ -98,8 +97,7 @@ async def get_thread_roots(hs: Resources, requester: Requester, room_id: RoomID,
 # --- children ---
 
 
-@dataclass(frozen=True, slots=True)
-class _Children:
+class _Children(msgspec.Struct, frozen=True):
     """The requested children of an event: at most `limit` from `start` on, and none beyond `stop`."""
 
     requester: Requester

@@ -9,7 +9,6 @@ for Synapse expect.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
@@ -76,8 +75,7 @@ class ReportBody(msgspec.Struct, frozen=True):
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(msgspec.Struct, frozen=True):
     """A report. `id` is 0 until it is stored. An event report has room and event, a user report the user reported."""
 
     id: int

@@ -15,7 +15,6 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any
 
@@ -81,8 +80,7 @@ class Token(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     place: Annotated[int, msgspec.Meta(ge=0)]
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(msgspec.Struct, frozen=True):
     """A room and its children. remote: what another server said, if this one is not in the room."""
 
     summary: Mapping[str, Any]
@@ -90,8 +88,7 @@ class Node:
     remote: RemoteRoom | None = None
 
 
-@dataclass(slots=True)
-class Frame:
+class Frame(msgspec.Struct):
     """A space that the walk is in. `place` is that of the next child."""
 
     room_id: RoomID

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import msgspec
@@ -108,8 +107,7 @@ async def get_event_by_timestamp(
     return await hs.database.read(_event_by_timestamp, requester, room_id, query)
 
 
-@dataclass(frozen=True, slots=True)
-class _Wanted:
+class _Wanted(msgspec.Struct, frozen=True):
     """A requested page of history: at most `limit` events from `start` on, and none beyond `stop`.
 
     generation: the stream's generation, for the tokens of the response.

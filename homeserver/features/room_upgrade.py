@@ -7,7 +7,6 @@ members keep for themselves follow when they join the new room: see `homeserver.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -74,8 +73,7 @@ async def upgrade_room(hs: Resources, requester: Requester, room_id: RoomID, bod
     return {"replacement_room": new_id}
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
+class _Plan(msgspec.Struct, frozen=True):
     """What the new room's ID depends on. It stays the same if the write is repeated: see `rooms/policy.py`.
 
     new_id: None if the ID follows from the create event. last_event: of the old room. now_ms: when the room is created.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import msgspec
 import trio
@@ -145,8 +144,7 @@ def sync_typing(tx: Transaction, ctx: SyncContext) -> None:
                     section.ephemeral.append(_typing_event(users))
 
 
-@dataclass(frozen=True, slots=True)
-class _TypingShare:
+class _TypingShare(msgspec.Struct, frozen=True):
     """The users who type in a room. event: as JSON, for members who ignore none of them."""
 
     users: Sequence[UserID]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Annotated
 
 import msgspec
@@ -76,8 +75,7 @@ async def search_user_directory(hs: Resources, requester: Requester, body: Searc
 # --- searching ---
 
 
-@dataclass(frozen=True, slots=True)
-class _Searched:
+class _Searched(msgspec.Struct, frozen=True):
     """words: each begins a word of the person. server: how the person's server begins, in a search for a user ID."""
 
     words: Sequence[str]
@@ -166,8 +164,7 @@ async def _catch_up(hs: Resources) -> None:
         await _index(hs, due)
 
 
-@dataclass(frozen=True, slots=True)
-class _Due:
+class _Due(msgspec.Struct, frozen=True):
     """What has to be indexed up to a position of the stream."""
 
     upto: int

@@ -6,10 +6,10 @@ Operations answer the paths of the protocol; the pages for people answer everyth
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, MutableMapping
-from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
+import msgspec
 import trio
 
 from homeserver import limits
@@ -41,8 +41,7 @@ PAGES = ("/_homeserver/chat", "/_homeserver/account")
 _BELOW_PAGES = tuple(f"{page}/" for page in PAGES)
 
 
-@dataclass(slots=True)
-class App:
+class App(msgspec.Struct):
     """An ASGI application. `groups`: the groups of operations that it serves. The optional parts are passed in.
 
     proxies: the proxies whose X-Forwarded-For is trusted. websocket: serves WebSockets of ASGI servers. upgrade: the
@@ -52,7 +51,7 @@ class App:
 
     dispatch: Dispatch
     groups: Collection[str] = frozenset(SERVE_GROUPS)
-    proxies: Proxies = field(default_factory=Proxies)
+    proxies: Proxies = msgspec.field(default_factory=Proxies)
     websocket: OpenSocket | None = None
     upgrade: Upgrade | None = None
     pages: Callable[[], AsgiApp] | None = None

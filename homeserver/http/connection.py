@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from math import inf
 
+import msgspec
 import trio
 
 from homeserver import limits
@@ -20,8 +20,7 @@ from homeserver.http.sockets import RECEIVE_BYTES, SocketStream
 Tls = trio.SSLStream[trio.abc.HalfCloseableStream]
 
 
-@dataclass(slots=True, eq=False)
-class Connection:
+class Connection(msgspec.Struct, eq=False):
     """One client's connection, and since when it has been in each of its states (inf while it is not in that state).
 
     stream: with TLS if there is TLS. idle_since: no request is in progress. asking_since: receiving the head of a
@@ -29,7 +28,7 @@ class Connection:
     """
 
     stream: trio.abc.HalfCloseableStream | Tls
-    idle_since: float = field(default_factory=trio.current_time)
+    idle_since: float = msgspec.field(default_factory=trio.current_time)
     asking_since: float = inf
     sending_since: float = inf
     crowd: Crowd | None = None  # the connections that it is counted with

@@ -10,10 +10,10 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
+import msgspec
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config as HypercornConfig
@@ -77,8 +77,7 @@ class Queue:
         self._writers.unpark_all()
 
 
-@dataclass(slots=True)
-class _Tasks:
+class _Tasks(msgspec.Struct):
     """Starts tasks for Hypercorn's protocols."""
 
     nursery: trio.Nursery
@@ -107,16 +106,15 @@ async def _run_app(app: ASGIWrapper, scope: Any, queue: Queue, send: Callable[[A
         await send(None)
 
 
-@dataclass(slots=True)
-class Http2Connection:
+class Http2Connection(msgspec.Struct):
     """Serves one connection until either side closes it. client, server: addresses and ports; None for unix sockets."""
 
     connection: Connection
     app: App
     client: tuple[str, int] | None
     server: tuple[str, int] | None
-    _lock: trio.Lock = field(default_factory=trio.Lock)
-    _reading: trio.CancelScope = field(default_factory=trio.CancelScope)
+    _lock: trio.Lock = msgspec.field(default_factory=trio.Lock)
+    _reading: trio.CancelScope = msgspec.field(default_factory=trio.CancelScope)
     _protocol: Any = None  # None until it has begun
 
     async def run(self) -> None:

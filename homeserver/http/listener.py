@@ -13,12 +13,12 @@ import socket
 import ssl
 import stat
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import trio
 
 from homeserver import limits
@@ -35,8 +35,7 @@ from homeserver.process.rate_limits import address_key
 _log = logging.getLogger("homeserver.http.listener")
 
 
-@dataclass(frozen=True, slots=True)
-class Bound:
+class Bound(msgspec.Struct, frozen=True):
     """A listener that is listening. `address` is as in its bind, with the port that the system chose."""
 
     listener: Listener
@@ -50,8 +49,7 @@ class Bound:
         return f"{'https' if self.listener.tls_cert else 'http'}://{self.address}"
 
 
-@dataclass(slots=True)
-class _Door:
+class _Door(msgspec.Struct):
     """One listening socket, opened but not yet served."""
 
     listener: Listener

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from homeserver.federation.identifiers import UserID
 from homeserver.resources import Resources
 
 
-@dataclass(frozen=True, slots=True)
-class Files:
+class Files(msgspec.Struct, frozen=True):
     """How files are stored and read, which is a feature's. upload(hs, user_id, content, content_type): returns the
     `mxc://` URI. download(hs, uri): returns content type and content. Both raise MatrixError.
     """

@@ -20,7 +20,6 @@ import re
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -45,13 +44,12 @@ class ExportError(Exception):
     """A folder cannot be written or read. The message is one sentence for the person at the terminal."""
 
 
-@dataclass(slots=True)
-class NewFile:
+class NewFile(msgspec.Struct):
     """A file that is being written."""
 
     name: str
     file: BinaryIO
-    hash: Any = field(default_factory=hashlib.sha256)
+    hash: Any = msgspec.field(default_factory=hashlib.sha256)
     size: int = 0
 
     def write(self, data: bytes) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import msgspec
+from msgspec.structs import replace
 
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError
@@ -54,8 +54,7 @@ class Line(msgspec.Struct, frozen=True):
         return line
 
 
-@dataclass(frozen=True, slots=True)
-class Replay:
+class Replay(msgspec.Struct, frozen=True):
     """folder: the ID of the folder. server_name: of the server that exported. is_own: see `senders.get_sender`."""
 
     folder: str

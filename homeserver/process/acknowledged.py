@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import msgspec
 import trio
 
 from homeserver.federation.identifiers import UserID
@@ -30,13 +30,12 @@ class Ack(NamedTuple):
     ts_ms: int
 
 
-@dataclass(slots=True)
-class Acknowledged:
+class Acknowledged(msgspec.Struct):
     """The acks of this process that are not receipts yet."""
 
-    _acks: dict[UserID, Ack] = field(default_factory=dict)
-    _done: OrderedDict[UserID, int] = field(default_factory=OrderedDict)
-    _noted: trio.Event = field(default_factory=trio.Event)
+    _acks: dict[UserID, Ack] = msgspec.field(default_factory=dict)
+    _done: OrderedDict[UserID, int] = msgspec.field(default_factory=OrderedDict)
+    _noted: trio.Event = msgspec.field(default_factory=trio.Event)
 
     def note(self, user_id: UserID, position: int, ts_ms: int) -> None:
         """Notes an ack, unless one of the user's devices was already that far."""

@@ -12,13 +12,14 @@ Theory of operation
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from homeserver import limits
 
 
-@dataclass(frozen=True, slots=True)
-class BackOff:
+class BackOff(msgspec.Struct, frozen=True):
     """The state of a destination that does not answer.
 
     failures: consecutive ones. since_ms: when the first of them was. retry_after_ms: when it may be asked again in the

@@ -45,9 +45,10 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Generic, NamedTuple, TypeVar
+
+import msgspec
 
 from homeserver import limits
 from homeserver.process.back_off import BackOff, after_failure
@@ -81,40 +82,34 @@ class Unexpected(RuntimeError):
 # What the machine asks for
 
 
-@dataclass(frozen=True, slots=True)
-class Send(Generic[T]):
+class Send(msgspec.Struct, Generic[T], frozen=True):
     """Send these items in one transaction."""
 
     items: Sequence[T]
 
 
-@dataclass(frozen=True, slots=True)
-class Read:
+class Read(msgspec.Struct, frozen=True):
     """Read what the destination lacks from after this position, as much as is convenient."""
 
     since: int
 
 
-@dataclass(frozen=True, slots=True)
-class Store:
+class Store(msgspec.Struct, frozen=True):
     """Store that the destination lacks what lies after `acked`, and its back-off if it is in one."""
 
     acked: int
     back_off: BackOff | None
 
 
-@dataclass(frozen=True, slots=True)
-class Forget:
+class Forget(msgspec.Struct, frozen=True):
     """Delete what was stored."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(msgspec.Struct, frozen=True):
     """Nothing is to be done until it is time to try again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rest:
+class Rest(msgspec.Struct, frozen=True):
     """Nothing is to be done until something new is handed over."""
 
 

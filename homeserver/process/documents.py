@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 # Each provider in the configuration has two, of at most some hundred KiB.
 _DOCUMENTS_MAX = 200
 
 
-@dataclass(slots=True)
-class Documents:
+class Documents(msgspec.Struct):
     """Used on the trio thread only. Limited in number: the oldest ones are dropped first. Times are trio's."""
 
-    _by_url: OrderedDict[str, tuple[float, Any]] = field(default_factory=OrderedDict)
+    _by_url: OrderedDict[str, tuple[float, Any]] = msgspec.field(default_factory=OrderedDict)
 
     def get(self, url: str, now_s: float, age_s_max: float) -> Any:
         """Returns the document of this URL, None if there is none or it is older than `age_s_max`."""

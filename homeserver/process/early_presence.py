@@ -9,9 +9,9 @@ Used on the trio thread only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+import msgspec
 import trio
 
 from homeserver.federation.identifiers import UserID
@@ -23,12 +23,11 @@ KEPT_MS = 120 * 1000  # a join of a large room takes a minute
 T = TypeVar("T")
 
 
-@dataclass(slots=True)
-class EarlyPresence(Generic[T]):
+class EarlyPresence(msgspec.Struct, Generic[T]):
     """The latest update of each person, with the time when it came."""
 
-    _updates: dict[UserID, tuple[int, T]] = field(default_factory=dict)
-    _noted: trio.Event = field(default_factory=trio.Event)
+    _updates: dict[UserID, tuple[int, T]] = msgspec.field(default_factory=dict)
+    _noted: trio.Event = msgspec.field(default_factory=trio.Event)
 
     def note(self, user_id: UserID, update: T, now_ms: int) -> None:
         """Keeps an update for a moment, instead of the oldest one if there are too many."""

@@ -15,9 +15,10 @@ need an implementation that shares them; the node of an entry says where a perso
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple, Protocol
+
+import msgspec
 
 from homeserver.federation.identifiers import UserID
 
@@ -48,12 +49,11 @@ class Heartbeats(Protocol):
         """Drops the entry of a user whose account ends."""
 
 
-@dataclass(slots=True)
-class LocalHeartbeats:
+class LocalHeartbeats(msgspec.Struct):
     """The heartbeats of one process. It holds the users of the last minute, some 100 bytes for each."""
 
     node: str = "local"
-    _last: dict[UserID, int] = field(default_factory=dict)
+    _last: dict[UserID, int] = msgspec.field(default_factory=dict)
 
     def note(self, user_id: UserID, ts_ms: int) -> None:
         """Notes a heartbeat."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+
+import msgspec
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -17,13 +18,12 @@ class Counter:
         self.value: float = 0
 
 
-@dataclass(slots=True)
-class Metrics:
+class Metrics(msgspec.Struct):
     """Used on the trio thread only. Names and labels come from the program, never from requests, so they are few."""
 
-    _counters: dict[tuple[str, Labels], Counter] = field(default_factory=dict)
-    _read: dict[str, tuple[str, Callable[[], float]]] = field(default_factory=dict)
-    _help: dict[str, str] = field(default_factory=dict)
+    _counters: dict[tuple[str, Labels], Counter] = msgspec.field(default_factory=dict)
+    _read: dict[str, tuple[str, Callable[[], float]]] = msgspec.field(default_factory=dict)
+    _help: dict[str, str] = msgspec.field(default_factory=dict)
 
     def count(self, name: str, labels: Labels = (), amount: float = 1) -> None:
         """Adds to a counter. `name` ends in `_total`, preceded by its unit."""

@@ -17,10 +17,11 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Hashable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import msgspec
 import trio
+from msgspec.structs import replace
 
 from homeserver import limits
 from homeserver.federation.identifiers import RoomID, ServerName
@@ -28,8 +29,7 @@ from homeserver.federation.server_keys import VerifyKey
 from homeserver.process.back_off import BackOff, after_failure
 
 
-@dataclass(frozen=True, slots=True)
-class KnownKeys:
+class KnownKeys(msgspec.Struct, frozen=True):
     """A server's keys by key ID. `current`: the keys of its newest statement, which may sign requests."""
 
     current: Mapping[str, VerifyKey]
@@ -39,8 +39,7 @@ class KnownKeys:
 Kind = Literal["person", "action", "delivery", "peer", "stranger"]
 
 
-@dataclass(frozen=True, slots=True)
-class Cause:
+class Cause(msgspec.Struct, frozen=True):
     """Why we send a request to another server.
 
     kind: a "person" waits for the answer; "action" of a person, such as a join; "delivery" of our users' events; a
@@ -137,21 +136,20 @@ class Locks:
         return 0 if lock is None else lock.statistics().tasks_waiting
 
 
-@dataclass(slots=True)
-class Peers:
+class Peers(msgspec.Struct):
     """Used on the trio thread only."""
 
-    locks: Locks = field(default_factory=Locks)
-    shares: Shares = field(default_factory=Shares)
-    _back_offs: OrderedDict[ServerName, BackOff] = field(default_factory=OrderedDict)
-    _keyless: OrderedDict[ServerName, int] = field(default_factory=OrderedDict)
-    _keys: OrderedDict[ServerName, KnownKeys] = field(default_factory=OrderedDict)
-    _awaited: set[ServerName] = field(default_factory=set)
-    _heard: set[ServerName] = field(default_factory=set)
-    _news: trio.Event = field(default_factory=trio.Event)
-    _expecting: OrderedDict[ServerName, set[RoomID]] = field(default_factory=OrderedDict)
-    _rooms_heard: set[RoomID] = field(default_factory=set)
-    _room_news: trio.Event = field(default_factory=trio.Event)
+    locks: Locks = msgspec.field(default_factory=Locks)
+    shares: Shares = msgspec.field(default_factory=Shares)
+    _back_offs: OrderedDict[ServerName, BackOff] = msgspec.field(default_factory=OrderedDict)
+    _keyless: OrderedDict[ServerName, int] = msgspec.field(default_factory=OrderedDict)
+    _keys: OrderedDict[ServerName, KnownKeys] = msgspec.field(default_factory=OrderedDict)
+    _awaited: set[ServerName] = msgspec.field(default_factory=set)
+    _heard: set[ServerName] = msgspec.field(default_factory=set)
+    _news: trio.Event = msgspec.field(default_factory=trio.Event)
+    _expecting: OrderedDict[ServerName, set[RoomID]] = msgspec.field(default_factory=OrderedDict)
+    _rooms_heard: set[RoomID] = msgspec.field(default_factory=set)
+    _room_news: trio.Event = msgspec.field(default_factory=trio.Event)
 
     def find_keys(self, server: ServerName) -> KnownKeys | None:
         """Returns the remembered keys of a server, or None."""

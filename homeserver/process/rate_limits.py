@@ -8,22 +8,22 @@ from __future__ import annotations
 import ipaddress
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+import msgspec
 
 from homeserver import limits
 from homeserver.errors import MatrixError
 
 
-@dataclass(slots=True)
-class RateLimits:
+class RateLimits(msgspec.Struct):
     """The buckets. Used on the trio thread only. Their number is limited.
 
     classes: the size of the buckets of each class; defaults to those of the core.
     """
 
-    classes: Mapping[str, limits.Bucket] = field(default_factory=lambda: limits.RATE_LIMITS)
+    classes: Mapping[str, limits.Bucket] = msgspec.field(default_factory=lambda: limits.RATE_LIMITS)
     enabled: bool = True
-    _buckets: OrderedDict[tuple[str, str], tuple[float, int]] = field(default_factory=OrderedDict)
+    _buckets: OrderedDict[tuple[str, str], tuple[float, int]] = msgspec.field(default_factory=OrderedDict)
 
     def __len__(self) -> int:
         return len(self._buckets)

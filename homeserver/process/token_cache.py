@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
+
+import msgspec
 
 from homeserver import limits
 
@@ -14,8 +15,7 @@ HasNews = Callable[[Collection[str], int], bool]
 """`Stream.has_news`: whether one of these keys may have changed after a position."""
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(msgspec.Struct, frozen=True):
     """The last request of a device."""
 
     ts_ms: int
@@ -35,8 +35,7 @@ class _Entry(NamedTuple, Generic[Value]):
     value: Value
 
 
-@dataclass(slots=True)
-class TokenCache(Generic[Value]):
+class TokenCache(msgspec.Struct, Generic[Value]):
     """Used on the trio thread only. Limited in size, and entries expire.
 
     An entry carries the stream position before it was read. A transaction that ends tokens or changes an account, on
@@ -47,9 +46,9 @@ class TokenCache(Generic[Value]):
 
     age_ms_max: int = limits.TOKEN_CACHE_AGE_MS_MAX
 
-    _entries: OrderedDict[bytes, _Entry[Value]] = field(default_factory=OrderedDict)
-    _of_user: dict[str, set[bytes]] = field(default_factory=dict)
-    _seen: dict[tuple[str, str], Seen] = field(default_factory=dict)
+    _entries: OrderedDict[bytes, _Entry[Value]] = msgspec.field(default_factory=OrderedDict)
+    _of_user: dict[str, set[bytes]] = msgspec.field(default_factory=dict)
+    _seen: dict[tuple[str, str], Seen] = msgspec.field(default_factory=dict)
 
     def get(self, token_hash: bytes, now_ms: int, has_news: HasNews) -> Value | None:
         """Returns the entry of the token, or None if it is too old or may have changed."""

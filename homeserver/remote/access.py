@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from homeserver import limits
 from homeserver.database import Transaction
@@ -22,8 +23,7 @@ from homeserver.rooms.visibility import servers_in
 ACLS_CACHED_MAX = 1_000
 
 
-@dataclass(frozen=True, slots=True)
-class RoomAccess:
+class RoomAccess(msgspec.Struct, frozen=True):
     """A room as seen by a PDU from `origin`. `is_resident`: this server is in the room; `has_origin`: `origin` is."""
 
     version: RoomVersion

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+
+import msgspec
 
 from homeserver.database import Transaction
 from homeserver.federation.identifiers import ServerName
@@ -16,8 +17,7 @@ WAKE_KEY = "destination-retries"
 """The stream key that is woken when an administrator has a server tried again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Destination:
+class Destination(msgspec.Struct, frozen=True):
     """A server. back_off: None if it answers. acked_position: up to where it has everything, None if it lacks nothing.
 
     rooms: how many it is in with us.

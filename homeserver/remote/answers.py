@@ -10,9 +10,9 @@ between and reading can be cancelled at any moment.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
+import msgspec
 import trio
 
 from homeserver import limits
@@ -98,8 +98,7 @@ async def _read(response: WireStream, take: Mapping[str, Take], members: Collect
     return Answer(200, splitter.close())
 
 
-@dataclass(slots=True)
-class _Tally:
+class _Tally(msgspec.Struct):
     """How much has been read, and how much of it was useful."""
 
     read_bytes: int = 0

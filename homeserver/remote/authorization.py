@@ -10,7 +10,7 @@ with its parts put in order. The cost of wrong signatures is charged to the addr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from homeserver import limits
 from homeserver.api.bodies import Body
@@ -50,8 +50,7 @@ async def identify_origin(hs: Resources, request: Request) -> Claim:
     return Claim(credentials, key.key_base64)
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(msgspec.Struct, frozen=True):
     """A claim to be another server: an `authenticate.OriginClaim`."""
 
     credentials: XMatrix

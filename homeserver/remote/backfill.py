@@ -6,9 +6,9 @@ Spec: server-server-api/#backfilling-and-retrieving-missing-events
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 
+import msgspec
 import trio
 
 from homeserver import limits
@@ -66,8 +66,7 @@ async def _fill(hs: Resources, room_id: RoomID, point: int, limit: int) -> None:
             servers.remove(page.server)
 
 
-@dataclass(frozen=True, slots=True)
-class _Page:
+class _Page(msgspec.Struct, frozen=True):
     """Events of the past as given by a server, oldest first."""
 
     server: ServerName

@@ -9,7 +9,6 @@ server-server-api/#get_matrixfederationv1timestamp_to_eventroomid
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -57,8 +56,7 @@ def _find_gap(tx: Transaction, room_id: RoomID, ts: int, direction: Direction) -
     return find_gap_at(tx, room_id, ts, direction) if is_server_joined(tx, room_id, tx.server.name) else None
 
 
-@dataclass(frozen=True, slots=True)
-class _Question:
+class _Question(msgspec.Struct, frozen=True):
     room_id: RoomID
     version: RoomVersion
     ts: int

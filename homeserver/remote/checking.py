@@ -7,8 +7,9 @@ Spec: server-server-api/#checks-performed-on-receipt-of-a-pdu
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TypeVar, TypeVarTuple
+
+import msgspec
 
 from homeserver.errors import MatrixError
 from homeserver.federation.event import Event, InvalidEvent, NotCanonicalEvent, parse_event
@@ -26,8 +27,7 @@ Ts = TypeVarTuple("Ts")
 INLINE_MAX = 8  # up to this many events cost less than a thread hop
 
 
-@dataclass(frozen=True, slots=True)
-class Dropped:
+class Dropped(msgspec.Struct, frozen=True):
     """A PDU that is ignored. `event_id`: None if unknown. `errcode`: for a server that sent only this PDU."""
 
     event_id: EventID | None

@@ -21,8 +21,9 @@ Theory of operation
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
+
+import msgspec
 
 from homeserver import limits
 from homeserver.database import Transaction
@@ -50,8 +51,7 @@ Edus = Mapping[str, Edu[Any]]
 """What the features declare, by EDU type."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Item:
+class Item(msgspec.Struct, frozen=True, eq=False):
     """One PDU or EDU to be sent, as canonical JSON. All its destinations share one instance.
 
     name: its name in the log. subjects: the things whose latest state an EDU gives, see `Edu.coalesce_by`.
@@ -70,16 +70,14 @@ Failed = list[tuple[int, Exception]]
 """Positions whose event or EDU cannot be sent, and why."""
 
 
-@dataclass(frozen=True, slots=True)
-class News:
+class News(msgspec.Struct, frozen=True):
     """What is new for one destination, in each of its lanes, in order."""
 
-    durable: list[Item] = field(default_factory=list)
-    ordinary: list[Item] = field(default_factory=list)
+    durable: list[Item] = msgspec.field(default_factory=list)
+    ordinary: list[Item] = msgspec.field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(msgspec.Struct, frozen=True):
     """What a destination lacks in one lane up to a position, in order: about as much as one transaction holds."""
 
     upto: int

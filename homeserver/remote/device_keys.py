@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+import msgspec
 import trio
 
 from homeserver import limits
@@ -39,12 +39,11 @@ Q = TypeVar("Q")
 A = TypeVar("A")
 
 
-@dataclass(slots=True)
-class Asked(Generic[A]):
+class Asked(msgspec.Struct, Generic[A]):
     """The answers of several servers, and why some gave none."""
 
-    answers: list[A] = field(default_factory=list)
-    failures: dict[ServerName, MatrixError] = field(default_factory=dict)
+    answers: list[A] = msgspec.field(default_factory=list)
+    failures: dict[ServerName, MatrixError] = msgspec.field(default_factory=dict)
 
 
 async def query_keys(hs: Resources, wanted: Wanted, timeout_s: float) -> Asked[ShownKeys]:

@@ -22,9 +22,9 @@ Spec: server-server-api/#device-management
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import orjson
 
 from homeserver import limits
@@ -42,8 +42,7 @@ from homeserver.users.encryption.shown_keys import ShownKeys, Wanted
 WAKE_KEY = "device_list_resyncs"
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteList:
+class RemoteList(msgspec.Struct, frozen=True):
     """What is cached of a user's list. master_key, self_signing_key: JSON, None if the user has none."""
 
     user_nid: int
@@ -54,8 +53,7 @@ class RemoteList:
     self_signing_key: bytes | None
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(msgspec.Struct, frozen=True):
     """A list as its server tells it, checked. position: the stream's position before the server was asked."""
 
     user_id: UserID

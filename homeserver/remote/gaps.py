@@ -20,8 +20,8 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 
+import msgspec
 import trio
 
 from homeserver import limits
@@ -60,8 +60,7 @@ class Rejection(str):
     __slots__ = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Parked:
+class Parked(msgspec.Struct, frozen=True):
     """An event that waits for missing events or keys."""
 
     event_id: EventID
@@ -284,8 +283,7 @@ def _place(event_id: str) -> bytes:
     return b"parked event " + event_id.encode()
 
 
-@dataclass(frozen=True, slots=True)
-class WaitingEvent:
+class WaitingEvent(msgspec.Struct, frozen=True):
     """A parked event as shown to an administrator."""
 
     event_id: EventID

@@ -10,8 +10,9 @@ silent delays a person at most once. Requests outlive those who wait for them, a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from homeserver import limits
 from homeserver.errors import MatrixError
@@ -35,8 +36,7 @@ _TEXTS = ("name", "topic", "avatar_url", "room_type", "join_rule", "room_version
 _FLAGS = ("world_readable", "guest_can_join")
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteRoom:
+class RemoteRoom(msgspec.Struct, frozen=True):
     """What a server said about a room. `summary` is None if it said nothing, `children` is empty unless it is a space.
 
     summaries: those of the children that it knows. inaccessible: children that nobody on this server can join or read.
@@ -44,7 +44,7 @@ class RemoteRoom:
 
     summary: dict[str, Any] | None
     children: tuple[Child, ...] = ()
-    summaries: Mapping[RoomID, dict[str, Any]] = field(default_factory=dict)
+    summaries: Mapping[RoomID, dict[str, Any]] = msgspec.field(default_factory=dict)
     inaccessible: frozenset[RoomID] = frozenset()
 
 

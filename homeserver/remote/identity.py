@@ -23,8 +23,9 @@ No setting changes the name, because accounts, rooms and signatures cannot be mo
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from homeserver.config import Config, ConfigError
 from homeserver.database import Database, Transaction
@@ -37,8 +38,7 @@ from homeserver.users.accounts import list_users
 _KEY_BYTES_MAX = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(msgspec.Struct, frozen=True):
     """The server that the database belongs to. Name and key are None in a new one.
 
     key: the ID and the public half of the current signing key.

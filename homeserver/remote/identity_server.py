@@ -7,7 +7,6 @@ addresses. Spec: identity-service-api
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from hashlib import sha256
 from typing import Annotated, Any
 from urllib.parse import urlencode
@@ -34,8 +33,7 @@ _BOUND_MAX = 512
 _PASSED_STATUSES = frozenset({400, 403, 404, 429})
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(msgspec.Struct, frozen=True):
     """An email address or phone number, and the identity server that is asked about it."""
 
     server: ServerName

@@ -17,10 +17,10 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import trio
+from msgspec.structs import replace
 
 from homeserver import limits
 from homeserver.api.arguments import decode_wrapped

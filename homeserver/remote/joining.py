@@ -24,10 +24,10 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+import msgspec
 import trio
 
 from homeserver import limits
@@ -72,8 +72,7 @@ Handshake = Literal["join", "leave", "knock"]
 _WORTH_ANOTHER = frozenset({"M_UNABLE_TO_AUTHORISE_JOIN", "M_UNABLE_TO_GRANT_JOIN", "M_NOT_FOUND", "M_UNKNOWN"})
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
+class Accepted(msgspec.Struct, frozen=True):
     """Our event as accepted by a resident server, and its answer. `state`: the events in its answer to a join."""
 
     server: ServerName

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Mapping
-from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 from urllib.parse import quote_plus, urlencode, urlsplit
 
+import msgspec
 import orjson
 import trio
 
@@ -34,8 +34,7 @@ class ProviderError(Exception):
     """The provider cannot be reached, or answers nonsense. The message is for the log, not for the person."""
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoints:
+class Endpoints(msgspec.Struct, frozen=True):
     """Where a provider is spoken to. userinfo: "" if it has none."""
 
     authorization: str

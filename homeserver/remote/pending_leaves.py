@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import orjson
 
 from homeserver import limits
@@ -34,8 +34,7 @@ WAKE_KEY = "leaves"
 _JOINING_FAILURES = 10
 
 
-@dataclass(frozen=True, slots=True)
-class Leave:
+class Leave(msgspec.Struct, frozen=True):
     """A leave that other servers have yet to get.
 
     joins: if it undoes a join, the events that residents may have accepted; otherwise empty.

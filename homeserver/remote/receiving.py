@@ -6,7 +6,8 @@ Spec: server-server-api/#checks-performed-on-receipt-of-a-pdu, #backfilling-and-
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from homeserver import limits
 from homeserver.database import Transaction
@@ -26,8 +27,7 @@ from homeserver.rooms.timeline import START, list_forwards
 ROUNDS_MAX = 6  # of "fetch what is missing, try again" per event: its auth events, its ancestors, their state
 
 
-@dataclass(slots=True)
-class Gap:
+class Gap(msgspec.Struct):
     """The remaining effort for closing the gaps before some events that one server sent for a room.
 
     servers: those to ask, one after another. states: how many more states may be fetched.
@@ -115,8 +115,7 @@ async def _receive_ancestors(hs: Resources, event: Event, gap: Gap) -> None:
             return
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
+class _Place(msgspec.Struct, frozen=True):
     """The place of an event: the events before it that we have, and the depth at which our history begins."""
 
     known: list[EventID]

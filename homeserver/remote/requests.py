@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
 
+import msgspec
 import trio
 
 from homeserver import limits
@@ -44,8 +44,7 @@ class Unreachable(Exception):
     """The destination gave no usable answer: it is unreachable, in back-off, or did not send JSON."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """A peer's answer: decoded JSON, of any shape."""
 
     status: int

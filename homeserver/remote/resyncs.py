@@ -13,9 +13,9 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import trio
 
 from homeserver import limits
@@ -45,8 +45,7 @@ from homeserver.users.encryption.device_lists import note_device_list_changed
 _log = logging.getLogger("homeserver.federation")
 
 
-@dataclass(frozen=True, slots=True)
-class Resync:
+class Resync(msgspec.Struct, frozen=True):
     """A list to be fetched. failures: how often that has failed."""
 
     user_id: UserID

@@ -6,8 +6,9 @@ Spec: client-server-api/#put_matrixclientv3roomsroomidstateeventtypestatekey
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from homeserver.authenticate import Requester, check_not_suspended, limit_requester
 from homeserver.database import Transaction

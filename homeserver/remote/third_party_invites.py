@@ -23,12 +23,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import msgspec
 import trio
 from msgspec import Meta
+from msgspec.structs import replace
 
 from homeserver import limits
 from homeserver.api.routes import Empty, Request, Routes
@@ -78,8 +78,7 @@ _TOLD_OF_ROOM = (
 routes = Routes()
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(msgspec.Struct, frozen=True):
     """A claim to a third-party invite. signed: the proof, with `mxid` (the user) and `token`, as it was signed."""
 
     room_id: RoomID

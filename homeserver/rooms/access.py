@@ -5,7 +5,7 @@ Spec: client-server-api/#room-history-visibility
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from homeserver.database import Transaction
 from homeserver.errors import forbidden, not_found
@@ -19,8 +19,7 @@ from homeserver.rooms.timeline import END
 from homeserver.rooms.visibility import filter_visible, find_leave, is_world_readable
 
 
-@dataclass(frozen=True, slots=True)
-class Readable:
+class Readable(msgspec.Struct, frozen=True):
     """What a user may read: a state, and the timeline up to the point `upto`."""
 
     state: StateAt

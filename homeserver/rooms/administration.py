@@ -6,8 +6,9 @@ A room's entry follows from its state, and is cached under the root of that stat
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
+
+import msgspec
 
 from homeserver.database import Transaction
 from homeserver.federation.identifiers import RoomID, ServerName
@@ -37,8 +38,7 @@ class Members(NamedTuple):
     local: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class RoomEntry:
+class RoomEntry(msgspec.Struct, frozen=True):
     """A room as administrators see it. What the state does not say, or says in a wrong type, is None."""
 
     room_id: RoomID
@@ -58,8 +58,7 @@ class RoomEntry:
     replacement_room: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class ListedRoom:
+class ListedRoom(msgspec.Struct, frozen=True):
     """A room of a list."""
 
     room_nid: int

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
+
+import msgspec
+from msgspec.structs import replace
 
 from homeserver.database import Transaction
 from homeserver.database.server_identity import ServerIdentity
@@ -150,8 +152,7 @@ def _append_recommended(tx: Transaction, event: Event, device_id: str | None, tx
     return event
 
 
-@dataclass(frozen=True, slots=True)
-class _Auth:
+class _Auth(msgspec.Struct, frozen=True):
     """The events that the auth rules read: the auth events in order, and their positions."""
 
     state: Mapping[StateKey, Event]
@@ -159,8 +160,7 @@ class _Auth:
     positions: Mapping[StateKey, int]
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
+class _Place(msgspec.Struct, frozen=True):
     """The place of a new event: the events it follows, the state before it, and the auth events from that state."""
 
     head: Head

@@ -20,9 +20,10 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from typing import Protocol
+
+import msgspec
 
 from homeserver.blobs import BlobDamaged, Blobs
 from homeserver.database import Database, DatabaseDamaged, Row, Transaction
@@ -114,16 +115,14 @@ class Unverified(Exception):
         self.positions = positions
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(msgspec.Struct, frozen=True):
     """What a run moves: what is older than `before_ms`, but no fewer rows of a room than take `rows_bytes_min`."""
 
     before_ms: int
     rows_bytes_min: int = BLOCK_ROWS_BYTES_MIN
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """Rows of one room that become blocks. rows: as they are in `events`. old: the blocks that are replaced.
 
     parts: what each new block has, with contents as plain JSON, in the order of the timeline.
@@ -146,8 +145,7 @@ class Plan:
         return sum(map(_row_bytes, self.rows))
 
 
-@dataclass(frozen=True, slots=True)
-class NewBlock:
+class NewBlock(msgspec.Struct, frozen=True):
     """A block whose blob is stored."""
 
     blob: str
@@ -363,8 +361,7 @@ def _txn(row: Row) -> tuple[tuple[object, ...], int, int]:
 Show = Callable[[int, int], None]
 
 
-@dataclass(slots=True)
-class Moved:
+class Moved(msgspec.Struct):
     """What a run has done, or would do."""
 
     rooms: int = 0

@@ -9,8 +9,9 @@ Spec: client-server-api/#aggregations-of-child-events
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from homeserver import limits
 from homeserver.database import Transaction
@@ -38,8 +39,7 @@ from homeserver.rooms.visibility import filter_visible
 _REL_TYPES = {Kind.EDITS: EDIT, Kind.REFERENCES: REFERENCE, Kind.THREAD: THREAD}
 
 
-@dataclass(frozen=True, slots=True)
-class _Viewer:
+class _Viewer(msgspec.Struct, frozen=True):
     user_id: str
     device_id: str
     ignored: frozenset[str]

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from homeserver.database import DatabaseDamaged, Row, Transaction
 from homeserver.database.compression import as_it_is
@@ -29,8 +30,7 @@ from homeserver.rooms.timeline import START
 _log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class Purged:
+class Purged(msgspec.Struct):
     """What a run has deleted, or would delete. text_bytes: contents of messages, as they are stored."""
 
     rooms: int = 0

@@ -6,8 +6,9 @@ Spec: server-server-api/#pdus, rooms/v12/#definitions
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
+
+import msgspec
 
 from homeserver.database import Transaction
 from homeserver.federation.event import Event
@@ -19,8 +20,7 @@ from homeserver.rooms.storage import Status, find_positions, find_positions_of_k
 CITATIONS_CACHED_MAX = 100_000
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(msgspec.Struct, frozen=True):
     """The references of a stored event, as positions of stored events. `is_placed`: it has its place in the graph."""
 
     position: int
@@ -31,8 +31,7 @@ class Node:
     auth_events: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Missing:
+class Missing(msgspec.Struct, frozen=True):
     """Events that must be stored first: ancestors whose state is needed, and auth events.
 
     Empty if no event would help: the event has no prev_events, or only some from another room.

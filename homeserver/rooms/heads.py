@@ -6,7 +6,6 @@ Spec: server-server-api/#pdus ("forward extremities"), rooms/v12/#state-resoluti
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 
 import msgspec
 
@@ -33,8 +32,7 @@ STATE_CHANGES = "state changes"
 """The stream key of every write that changes the current state of a room, what its events say, or its memberships."""
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(msgspec.Struct, frozen=True):
     """The head of a room. `extremities`: positions, oldest first; `extremity_ids`: their event IDs in the same order.
     Both are empty while this server is not in the room. `depth`: the largest depth of the extremities. `rewrites`: see
     `homeserver.rooms.rewrites`."""

@@ -17,8 +17,9 @@ repeats nothing, as long as user and filter stay the same.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
+
+import msgspec
 
 from homeserver.api.filters import RoomEventFilter, wants, wants_room
 from homeserver.database import DatabaseDamaged, Transaction
@@ -32,8 +33,7 @@ SCAN_FACTOR = 10  # with a selective filter this many times the requested events
 TYPES_SCANNED_MAX = 2_000  # events of which only the types are read: some milliseconds of work
 
 
-@dataclass(frozen=True, slots=True)
-class Reader:
+class Reader(msgspec.Struct, frozen=True):
     """A user who reads a room. `ignored`: users whose events are hidden, except state events."""
 
     user_id: str
@@ -49,17 +49,16 @@ class Reader:
         return list_wanted(self.filter, visible)
 
 
-@dataclass(frozen=True, slots=True)
-class Everyone:
+class Everyone(msgspec.Struct, frozen=True):
     """Reads a room for all who were in it at each of the events. It notes what their view depends on.
 
     roots: the states before the events that were read. senders: of these events.
     """
 
     room_id: RoomID
-    filter: RoomEventFilter = field(default_factory=RoomEventFilter)
-    roots: set[bytes] = field(default_factory=set)
-    senders: set[str] = field(default_factory=set)
+    filter: RoomEventFilter = msgspec.field(default_factory=RoomEventFilter)
+    roots: set[bytes] = msgspec.field(default_factory=set)
+    senders: set[str] = msgspec.field(default_factory=set)
 
     def list_shown(self, tx: Transaction, events: Sequence[TimelineEvent]) -> list[TimelineEvent]:
         """Returns the events without redactions that have no effect."""
@@ -69,8 +68,7 @@ class Everyone:
         return list(shown)
 
 
-@dataclass(frozen=True, slots=True)
-class Administrator:
+class Administrator(msgspec.Struct, frozen=True):
     """Reads a room for an administrator of the server, who sees everything."""
 
     room_id: RoomID

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+import msgspec
 import orjson
 
 from homeserver.database import DatabaseDamaged, Transaction
@@ -30,8 +30,7 @@ SERVERS_CACHED_MAX = 2_000
 _MEMBERSHIP_ROW = row_types(int, str, int, int, int, int, int, bytes | None)
 
 
-@dataclass(frozen=True, slots=True)
-class RoomMembership:
+class RoomMembership(msgspec.Struct, frozen=True):
     """One user's membership of one room. `stripped`: what an invited or knocking user was shown of the room.
 
     For a user who was never in the room, `stripped` is the event that ended the invite or knock.

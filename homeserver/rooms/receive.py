@@ -24,7 +24,9 @@ place keeps it: receiving it again changes nothing. An outlier gets its place wh
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, forbidden
@@ -51,8 +53,7 @@ from homeserver.rooms.storage import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(msgspec.Struct, frozen=True):
     """The outcome for an event. `is_new` is False if it was already stored; `reason` says why it was not accepted."""
 
     position: int

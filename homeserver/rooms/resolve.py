@@ -10,8 +10,9 @@ needs it (`store_state`).
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Container, Iterator, Mapping
-from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
+
+import msgspec
 
 from homeserver.database import DatabaseDamaged, Transaction
 from homeserver.federation.event import Event
@@ -30,8 +31,7 @@ RESOLVED_STATES_CACHED_MAX = 2_000
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class StateAt:
+class StateAt(msgspec.Struct, frozen=True):
     """A state that may not be stored yet: a stored root with changes sorted by key (None: the entry is removed)."""
 
     root: bytes

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from homeserver.config import Config, ConfigError
 from homeserver.database import Database, Transaction
@@ -30,8 +31,7 @@ from homeserver.rooms.master_keys import find_fixed_source, format_keys
 KEYS_PER_WRITE = 500  # wrapping a key again takes 20 µs, for which other writes wait
 
 
-@dataclass(frozen=True, slots=True)
-class KeyStatus:
+class KeyStatus(msgspec.Struct, frozen=True):
     """current: the fingerprint of the master key that wraps new keys, None before the first start. files: including the
     search index. replaced: master keys that a rotation is replacing, each with the number of keys that it still wraps.
     """

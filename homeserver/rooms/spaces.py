@@ -9,8 +9,9 @@ the cost of a space grows with its children, not with its members.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from homeserver.database import Transaction
 from homeserver.federation.identifiers import InvalidIdentifier, RoomID, ServerName, parse_room_id, parse_server_name
@@ -27,8 +28,7 @@ ORDER_CHARACTERS_MAX = 50
 _ORDER = re.compile(r"[\x20-\x7e]{1,50}", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class Child:
+class Child(msgspec.Struct, frozen=True):
     """A child of a space. `event`: stripped state with `origin_server_ts`."""
 
     room_id: RoomID

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
+import msgspec
 import orjson
 
 from homeserver.database import Row, Transaction
@@ -26,8 +26,7 @@ TASKS_KEPT = 1000
 _ENDED = ("complete", "failed")
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
+class Task(msgspec.Struct, frozen=True):
     """A task. resource: the room or the user that it is about. parameters: of the request. result: so far."""
 
     task_id: str

@@ -18,8 +18,9 @@ Invariant: what a client gets from here is what the engine would answer in the s
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
+
+import msgspec
 
 from homeserver.database import Transaction
 from homeserver.encoding import to_json
@@ -42,8 +43,7 @@ SPAN_MAX = 500  # positions: a client that is further behind gets an answer of i
 _JOINED_CACHED_MAX = 50_000  # (user, state): some 200 bytes each
 
 
-@dataclass(frozen=True, slots=True)
-class Listener:
+class Listener(msgspec.Struct, frozen=True):
     """A client that waits for news, and what its last answer was made of.
 
     since: from where it has everything: the request's `since`, or a later position up to which its keys had no news.
@@ -59,8 +59,7 @@ class Listener:
     counts: Mapping[RoomID, JsonObject]
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
+class Told(msgspec.Struct, frozen=True):
     """An answer, as JSON, b"" if there is no news; up to which position it goes; and the counts that it tells."""
 
     body: bytes

@@ -6,9 +6,10 @@ Invariant: a client that applies the answer's `state` and then its `timeline` ha
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
+
+import msgspec
 
 from homeserver.api.filters import (
     Filter,
@@ -34,8 +35,7 @@ from homeserver.rooms.visibility import find_leave
 from homeserver.sync.lazy_members import DeviceMembers
 
 
-@dataclass(frozen=True, slots=True)
-class Viewer:
+class Viewer(msgspec.Struct, frozen=True):
     """The user and device that an answer is for, and the options of the request.
 
     tokens: creates the tokens of the answer.
@@ -63,8 +63,7 @@ class Viewer:
         return self.loads_lazily or any(wants(part, "m.room.member", None) for part in parts)
 
 
-@dataclass(frozen=True, slots=True)
-class Timeline:
+class Timeline(msgspec.Struct, frozen=True):
     """Events, oldest first. limited: the client lacks events before them. start: the point before the first one."""
 
     events: list[TimelineEvent]

@@ -17,8 +17,10 @@ Invariant: a reader gets the same from here as from `joined_room`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
+
+import msgspec
+from msgspec.structs import replace
 
 from homeserver.api.filters import Filter, RoomEventFilter, RoomFilter, timeline_limit
 from homeserver.database import Transaction
@@ -49,8 +51,7 @@ from homeserver.sync.room import (
 NEWS_BYTES_MAX = 24 << 20  # the first syncs of some 300 rooms
 
 
-@dataclass(frozen=True, slots=True)
-class RoomNews:
+class RoomNews(msgspec.Struct, frozen=True):
     """What is new in a room to its members after a point of the timeline, or all of it.
 
     roots: the states before the events. senders: of all events read. shown: the events of the timeline. bundled: the
@@ -114,8 +115,7 @@ def find_room_entry(
     return entry
 
 
-@dataclass(frozen=True, slots=True)
-class SharedMessages:
+class SharedMessages(msgspec.Struct, frozen=True):
     """New messages of a room as all members get them who were in it all the time, and sent none of them.
 
     parts: those of the room's entry in an answer, as JSON without its braces. roots, senders: as in `RoomNews`.

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Self
+
+import msgspec
 
 from homeserver.database import DatabaseDamaged, Transaction
 from homeserver.feature import BeforeSync, Feature, Recount, Share, SyncContext, SyncSection, SyncStart
 from homeserver.resources import Resources
 
 
-@dataclass(frozen=True, slots=True)
-class Sections:
+class Sections(msgspec.Struct, frozen=True):
     """The features' parts of `/sync`, each in the order of the features."""
 
     before: tuple[BeforeSync, ...] = ()

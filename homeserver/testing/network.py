@@ -14,11 +14,12 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator, Mapping, MutableMapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import msgspec
 import trio
+from msgspec.structs import replace
 
 from homeserver.background import single_error
 from homeserver.federation.identifiers import ServerName
@@ -26,8 +27,7 @@ from homeserver.federation.wire import WireError, WireRequest, WireResponse, Wir
 from homeserver.http.asgi import AsgiApp, Message
 
 
-@dataclass(frozen=True, slots=True)
-class Exchange:
+class Exchange(msgspec.Struct, frozen=True):
     """One attempted request, for tests that assert things about traffic. `status` is None if no response arrived."""
 
     origin: str

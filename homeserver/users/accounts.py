@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
 from typing import Any
+
+import msgspec
+from msgspec.structs import replace
 
 from homeserver import authenticate
 from homeserver.authenticate import AccountFlags
@@ -49,8 +51,7 @@ NO_FLAGS = AccountFlags()
 _GENERATED_ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
 
 
-@dataclass(frozen=True, slots=True)
-class User:
+class User(msgspec.Struct, frozen=True):
     """An account. password_hash is None if no password can be used; appservice is the ID of its owner."""
 
     user_id: UserID

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
+import msgspec
 import orjson
+from msgspec.structs import replace
 
 from homeserver.authenticate import AccountFlags, get_account_flags, list_flagged, store_account_flags
 from homeserver.database import Row, Transaction
@@ -26,8 +27,7 @@ Order = Literal[
 ]  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class AccountView:
+class AccountView(msgspec.Struct, frozen=True):
     """An account, its kind, and its profile. The last three fields are None if they are not set.
 
     last_seen_ms: when one of the devices was last seen, as far as it is stored.
@@ -75,8 +75,7 @@ def _list_last_seen(tx: Transaction, user_nids: Collection[int | None]) -> dict[
 # --- pages of accounts ---
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(msgspec.Struct, frozen=True):
     """Which accounts a list has. A flag None: both those that have it and those that do not.
 
     id_part: is part of the user ID. name_part: is part of the localpart or of the display name, whatever its case.
@@ -91,8 +90,7 @@ class Wanted:
     excluded_types: Collection[str] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
+class Page(msgspec.Struct, frozen=True):
     """A part of a sorted list: at most `limit` of its entries after the first `start`."""
 
     order: Order = "name"

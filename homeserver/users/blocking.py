@@ -9,7 +9,8 @@ nobody learns that they are ignored.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from homeserver import limits
 from homeserver.database import Transaction
@@ -98,8 +99,7 @@ def _find_create(stripped: Sequence[JsonObject]) -> JsonObject | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class InviteFilter:
+class InviteFilter(msgspec.Struct, frozen=True):
     """Which pending invitations a user gets to see, see `read_invite_filter`."""
 
     user_id: UserID

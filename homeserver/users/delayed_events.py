@@ -14,10 +14,11 @@ without an access token. It is stored with the sent event, and shown to its send
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
 import orjson
+from msgspec.structs import replace
 
 from homeserver import limits
 from homeserver.authenticate import Requester, check_not_suspended, get_account_flags
@@ -86,8 +87,7 @@ SCHEMA = Schema(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class DelayedEvent:
+class DelayedEvent(msgspec.Struct, frozen=True):
     """A delayed event. draft: the event as it is sent. Times in milliseconds since 1970.
 
     event_id: of the event, if it was sent. error: the body of the error for which it failed.

@@ -8,8 +8,10 @@ from __future__ import annotations
 import secrets
 import string
 from collections.abc import Collection
-from dataclasses import dataclass, replace
 from typing import Any
+
+import msgspec
+from msgspec.structs import replace
 
 from homeserver import authenticate, limits
 from homeserver.database import Schema, Step, Transaction
@@ -59,8 +61,7 @@ SCHEMA = Schema(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
+class Device(msgspec.Struct, frozen=True):
     """A device as stored. last_seen_ms and last_seen_ip may be up to a minute old."""
 
     user_id: UserID

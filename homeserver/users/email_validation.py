@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import re
 import secrets
-from dataclasses import dataclass
 from hmac import compare_digest
 from typing import Literal
 from urllib.parse import urlencode
+
+import msgspec
 
 from homeserver import limits
 from homeserver.database import Schema, Step, Transaction
@@ -77,8 +78,7 @@ _TEXTS: dict[Purpose, str] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Validation:
+class Validation(msgspec.Struct, frozen=True):
     """A validation. validated_ms: when the button was pressed, None if it was not yet."""
 
     sid: str

@@ -20,8 +20,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
+
+import msgspec
 
 from homeserver.database import Transaction
 from homeserver.federation.identifiers import RoomID, ServerName, UserID, server_name_of
@@ -40,8 +41,7 @@ KEPT_MS = 90 * 24 * 60 * 60 * 1000
 TaskKind = Literal["invite", "join", "close"]
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
+class Task(msgspec.Struct, frozen=True):
     """What is left to do for a user in a conversation: invite the other person, join, or close it.
 
     message: goes with the invitation. failures: attempts that failed.

@@ -9,13 +9,14 @@ Message-ID.
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.charset import QP, Charset
 from email.header import Header
 from email.message import Message
 from email.policy import compat32
 from email.utils import format_datetime, formataddr, parseaddr
+
+import msgspec
 
 from homeserver import limits
 from homeserver.database import Schema, Step, Transaction
@@ -51,8 +52,7 @@ SCHEMA = Schema(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Mail:
+class Mail(msgspec.Struct, frozen=True):
     """An email that waits. message: RFC 5322. failures: how often sending it has failed."""
 
     position: int

@@ -14,8 +14,9 @@ from __future__ import annotations
 import hashlib
 import re
 from base64 import urlsafe_b64encode
-from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 from homeserver import limits
 from homeserver.api.cookies import cookie_name, write_cookie
@@ -60,8 +61,7 @@ _LOCAL = re.compile(
 _USER_AGENT_CHARACTERS_MAX = 255
 
 
-@dataclass(frozen=True, slots=True)
-class PageSession:
+class PageSession(msgspec.Struct, frozen=True):
     """A browser that is logged in. created_ms: when its user last showed who they are; logging in again renews it."""
 
     user_id: UserID

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from dataclasses import dataclass
 from urllib.parse import urlsplit
+
+import msgspec
 
 from homeserver import limits
 from homeserver.authenticate import hash_token
@@ -53,8 +54,7 @@ SCHEMA = Schema(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Passkey:
+class Passkey(msgspec.Struct, frozen=True):
     """A passkey as stored. used_ms: of the last log-in; None if there was none."""
 
     credential_id: bytes
@@ -66,8 +66,7 @@ class Passkey:
     used_ms: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class NewPasskey:
+class NewPasskey(msgspec.Struct, frozen=True):
     """What is known of a key once its answer has been checked."""
 
     credential_id: bytes

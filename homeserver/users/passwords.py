@@ -6,8 +6,8 @@ A guess for an account that does not exist or has no password takes as long as a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+import msgspec
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
@@ -23,8 +23,7 @@ HASHERS: Mapping[str, PasswordHasher] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True):
     """Whether the password was right. `new_hash`: if set, store it; it was made with newer parameters."""
 
     is_right: bool

@@ -13,7 +13,9 @@ due as well. Presence of users on other servers becomes offline when their serve
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from homeserver import limits
 from homeserver.database import Row, Schema, Step, Transaction
@@ -60,8 +62,7 @@ SCHEMA = Schema(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Presence:
+class Presence(msgspec.Struct, frozen=True):
     """A user's presence. last_active_ms: 0 if never active. position: of the last change that others can see."""
 
     user_id: UserID

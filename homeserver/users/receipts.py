@@ -13,7 +13,8 @@ that the status of a message says when it was read even if later ones have been 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+
+import msgspec
 
 from homeserver import limits
 from homeserver.database import Row, Schema, Step, Transaction
@@ -271,8 +272,7 @@ def list_readers(tx: Transaction, since: int, upto: int) -> set[UserID]:
     return {UserID(user_id) for user_id in tx.names(set(rows)).values()}
 
 
-@dataclass(slots=True)
-class ReadUpTo:
+class ReadUpTo(msgspec.Struct):
     """How far a user has read a room: orderings in its timeline. Public and private receipts count alike.
 
     everywhere: by unthreaded receipts. main, threads: by receipts for the main timeline, and for each thread by the
@@ -281,7 +281,7 @@ class ReadUpTo:
 
     everywhere: int = -1
     main: int = -1
-    threads: dict[int, int] = field(default_factory=dict)
+    threads: dict[int, int] = msgspec.field(default_factory=dict)
 
 
 def find_read_up_to(tx: Transaction, user_id: UserID, room_nids: Collection[int]) -> dict[int, ReadUpTo]:

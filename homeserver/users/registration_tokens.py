@@ -9,8 +9,10 @@ import re
 import secrets
 import string
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Any
+
+import msgspec
+from msgspec.structs import replace
 
 from homeserver import limits
 from homeserver.database import Schema, Step, Transaction
@@ -43,8 +45,7 @@ _ALPHABET = string.ascii_letters + string.digits
 _TOKEN = re.compile(r"[0-9A-Za-z._~-]+", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class RegistrationToken:
+class RegistrationToken(msgspec.Struct, frozen=True):
     """A token. uses_allowed None: any number of accounts; expires_ms None: never expires."""
 
     token: str

@@ -6,7 +6,8 @@ Every step is one write and may be repeated. `homeserver/rooms/deletion.py` dele
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+
+import msgspec
 
 from homeserver import limits
 from homeserver.database import Transaction
@@ -24,13 +25,12 @@ _log = logging.getLogger(__name__)
 _PENDING = ("invite", "knock")
 
 
-@dataclass(slots=True)
-class Shutdown:
+class Shutdown(msgspec.Struct):
     """What has become of a room's users and names so far. new_room_id: the room to which they were moved."""
 
-    kicked_users: list[str] = field(default_factory=list)
-    failed_to_kick_users: list[str] = field(default_factory=list)
-    local_aliases: list[str] = field(default_factory=list)
+    kicked_users: list[str] = msgspec.field(default_factory=list)
+    failed_to_kick_users: list[str] = msgspec.field(default_factory=list)
+    local_aliases: list[str] = msgspec.field(default_factory=list)
     new_room_id: str | None = None
 
 

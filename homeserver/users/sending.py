@@ -5,9 +5,8 @@ Spec: client-server-api/#sending-events-to-a-room
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import msgspec
+from msgspec.structs import replace
 
 from homeserver import limits
 from homeserver.authenticate import Requester, check_not_suspended

@@ -21,11 +21,12 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any
 
+import msgspec
 import orjson
+from msgspec.structs import replace
 
 from homeserver import limits
 from homeserver.authenticate import hash_token
@@ -92,8 +93,7 @@ class AttemptStep(IntEnum):
     CONFIRMING = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Person:
+class Person(msgspec.Struct, frozen=True):
     """A person who has logged in at a provider. username: a suggestion; email: a verified one. Both may be empty."""
 
     subject: str
@@ -102,8 +102,7 @@ class Person:
     email: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(msgspec.Struct, frozen=True):
     """A stored attempt. nonce, verifier: secrets that tie the provider's answers to it (OpenID Connect, PKCE)."""
 
     state: str

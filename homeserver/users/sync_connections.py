@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+import msgspec
 
 from homeserver import limits
 from homeserver.database import Schema, Step, Transaction
@@ -74,8 +75,7 @@ _STATES_CACHED_MAX = 500
 _FIRST_SERIAL_BITS = 40  # so that a `pos` of a connection that was deleted is not taken for one of its successor
 
 
-@dataclass(frozen=True, slots=True)
-class ToldRoom:
+class ToldRoom(msgspec.Struct, frozen=True):
     """What a client knows of a room, see the columns of `sync_connection_rooms`."""
 
     upto: int | None
@@ -84,8 +84,7 @@ class ToldRoom:
     is_dm: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectionKey:
+class ConnectionKey(msgspec.Struct, frozen=True):
     """Names a connection: `conn_id` is the client's, and may be empty."""
 
     user_id: UserID
@@ -93,14 +92,13 @@ class ConnectionKey:
     conn_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectionState:
+class ConnectionState(msgspec.Struct, frozen=True):
     """What a client has been told when it holds the `pos` with this serial: rooms by number, configs by digest."""
 
     serial: int = 0
     begun_position: int = 0
-    rooms: Mapping[int, ToldRoom] = field(default_factory=dict)
-    configs: Mapping[bytes, bytes] = field(default_factory=dict)
+    rooms: Mapping[int, ToldRoom] = msgspec.field(default_factory=dict)
+    configs: Mapping[bytes, bytes] = msgspec.field(default_factory=dict)
 
 
 BEGINNING = ConnectionState()

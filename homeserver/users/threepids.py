@@ -6,8 +6,9 @@ An address belongs to one account at most. Spec: client-server-api/#adding-accou
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from homeserver import limits
 from homeserver.database import Schema, Step, Transaction
@@ -46,8 +47,7 @@ SCHEMA = Schema(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class ThreePid:
+class ThreePid(msgspec.Struct, frozen=True):
     """An address of an account. Times are in milliseconds."""
 
     medium: str

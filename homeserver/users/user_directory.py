@@ -15,7 +15,8 @@ An entry may be out of date, so it only proposes people: the search checks membe
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from homeserver.database import Schema, Step, Transaction
 from homeserver.federation.identifiers import RoomID, UserID, localpart_of, server_name_of
@@ -61,8 +62,7 @@ SCHEMA = Schema(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Stale:
+class Stale(msgspec.Struct, frozen=True):
     """What has to be indexed again in a room: some users, or everyone if `users` is None. people: how many."""
 
     room_nid: int
@@ -128,8 +128,7 @@ def store_words(tx: Transaction, room_nid: int, user_nids: Collection[int]) -> N
         _replace_words(tx, scope, user_nids, wanted)
 
 
-@dataclass(frozen=True, slots=True)
-class Name:
+class Name(msgspec.Struct, frozen=True):
     """How a person is shown."""
 
     display_name: str | None

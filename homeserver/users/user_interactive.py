@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import orjson
 
 from homeserver import limits
@@ -64,8 +64,7 @@ def _load_nothing(tx: Transaction, auth: JsonObject) -> None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class Stage:
+class Stage(msgspec.Struct, frozen=True):
     """One type of authentication, as offered by one operation.
 
     load(tx, auth) reads the data it needs, in the request's only read; an exception ends the request. check(hs, auth,
@@ -93,19 +92,17 @@ class AuthenticationRequired(MatrixError):
         return dict(self.extra)
 
 
-@dataclass(frozen=True, slots=True)
-class Authentication:
+class Authentication(msgspec.Struct, frozen=True):
     """Proof that all stages of a flow are complete. Pass it to `delete_session` in the write that does the work.
 
     results: by stage. session: None if the client authenticated in its first request.
     """
 
     session: str | None = None
-    results: Mapping[str, Any] = field(default_factory=dict)
+    results: Mapping[str, Any] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(msgspec.Struct, frozen=True):
     """A request that needs authentication, with all the data read for it."""
 
     operation: str
@@ -113,7 +110,7 @@ class Attempt:
     flows: Sequence[Flow]
     auth: JsonObject | None
     session: str | None = None
-    completed: Mapping[str, Any] = field(default_factory=dict)
+    completed: Mapping[str, Any] = msgspec.field(default_factory=dict)
     stage: Stage | None = None
     loaded: Any = None
     error: MatrixError | None = None
@@ -295,8 +292,7 @@ def owner_flows(user_id: UserID) -> Callable[[Transaction], Sequence[Flow]]:
 # --- fallback pages ---
 
 
-@dataclass(frozen=True, slots=True)
-class Pending:
+class Pending(msgspec.Struct, frozen=True):
     """A session that waits for stages, as fallback pages see it. user_id: None for operations without a user."""
 
     session: str

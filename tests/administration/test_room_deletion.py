@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+import msgspec
 import pytest
 import trio
 
@@ -193,7 +193,7 @@ async def test_a_deletion_that_is_killed_again_and_again_gets_done(
     while not (await server.read(find_task, task.task_id)).has_ended:
         mortal: Any = MortalDatabase(server.hs.database, kills)
         try:
-            await run_deletion(dataclasses.replace(server.hs, database=mortal), task.task_id)
+            await run_deletion(msgspec.structs.replace(server.hs, database=mortal), task.task_id)
         except Killed:
             kills += 1
     ended = await server.read(find_task, task.task_id)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import gzip
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
+from msgspec.structs import replace
 
 from homeserver.api.routes import Routes
 from homeserver.config import ChatSection, Config, Registration

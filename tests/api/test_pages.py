@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 
 import httpx
 import pytest
+from msgspec.structs import replace
 
 from homeserver.api.routes import Routes
 from homeserver.config import Config, Public, Registration

@@ -9,11 +9,12 @@ import pytest
 from homeserver.config import AtRest, DatabaseSection
 from homeserver.errors import MatrixError
 from homeserver.features import at_rest
-from homeserver.features.archive import delete_leftovers, estimate_purge, purge_room
+from homeserver.features.archive import delete_leftovers
 from homeserver.features.media.sealing_old import seal_old_files
 from homeserver.features.media.sealing_storage import count_unsealed
 from homeserver.rooms.archive.blocks import list_blocks
 from homeserver.rooms.expiring import Purged
+from homeserver.rooms.purging import estimate_purge, purge_room
 from homeserver.rooms.resealing import count_waiting
 from homeserver.rooms.rotation import get_status, rotate
 from homeserver.testing import one_server

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
 from typing import Any
 
 import trio
+from msgspec.structs import replace
 
 from homeserver import limits
 from homeserver.api.filters import EVERYTHING

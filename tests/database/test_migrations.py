@@ -7,11 +7,11 @@ import re
 import sqlite3
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
+from msgspec.structs import replace
 
 from homeserver.database import Database, DatabaseError, Schema, Step, Transaction
 from homeserver.process.back_off import BackOff

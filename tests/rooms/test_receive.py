@@ -5,10 +5,10 @@ The peer is a `Room` of tests/federation: it makes and signs events of any serve
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from homeserver.errors import MatrixError
 from homeserver.federation.build import Draft, build_event, reference_to

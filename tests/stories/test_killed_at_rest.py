@@ -4,7 +4,6 @@ them go on.
 
 from __future__ import annotations
 
-import dataclasses
 from contextlib import suppress
 from pathlib import Path
 
@@ -180,7 +179,7 @@ async def test_sealing_old_files_that_is_killed_at_any_step_goes_on(tmp_path: Pa
     async with one_server("a.example", folder=tmp_path, at_rest=AtRest(media=False)) as server:
         alice = await server.log_in("alice")
         sealing = msgspec.structs.replace(server.config, at_rest=AtRest())  # this server's own work would come between
-        hs = dataclasses.replace(server.resources, config=sealing)
+        hs = msgspec.structs.replace(server.resources, config=sealing)
         for life in lives():
             with suppress(Killed):
                 await seal_old_files(mortal(hs, life))

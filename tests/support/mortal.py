@@ -10,9 +10,10 @@ Each call of the database or of the blob storage is a step. Nothing runs afterwa
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeVar
+
+import msgspec
 
 from homeserver.resources import Resources
 
@@ -72,7 +73,7 @@ def mortal(hs: Resources, life: Life) -> Resources:
     """Returns the server as a process with that life has it."""
     database: Any = _Mortal(hs.database, life, frozenset({"read", "write", "scrub"}))
     blobs: Any = _Mortal(hs.blobs, life, frozenset({"put", "get", "delete", "size_bytes"}))
-    return dataclasses.replace(hs, database=database, blobs=blobs)
+    return msgspec.structs.replace(hs, database=database, blobs=blobs)
 
 
 def lives() -> Iterator[Life]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 import msgspec
+from msgspec.structs import replace
 
 from homeserver import limits
 from homeserver.api.routes import Empty, Response, Routes
@@ -76,8 +75,7 @@ class AccountChanges(msgspec.Struct, frozen=True):
     user_type: str | msgspec.UnsetType | None = msgspec.UNSET
 
 
-@dataclass(frozen=True, slots=True)
-class _Checked:
+class _Checked(msgspec.Struct, frozen=True):
     """Changes that have been checked. profile: fields with their JSON, None to remove them."""
 
     body: AccountChanges

@@ -16,10 +16,10 @@ away.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import trio
+from msgspec.structs import asdict
 
 from homeserver.database import Transaction
 from homeserver.database.tail import find_position

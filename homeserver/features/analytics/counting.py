@@ -14,7 +14,8 @@ So nobody but the operator can change the figures of a day that is over, and a d
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+
+import msgspec
 
 from homeserver.database import Transaction
 from homeserver.federation.identifiers import RoomID, ServerName, server_name_of
@@ -34,14 +35,13 @@ SENT, RECEIVED = "messages_sent", "messages_received"
 CALLS, JOINS, ROOMS = "calls", "joins", "new_rooms"
 
 
-@dataclass(slots=True)
-class Counted:
+class Counted(msgspec.Struct):
     """What was counted in a span, in the form in which `homeserver.users.figures` stores it."""
 
     clock_ms: int
-    amounts: dict[tuple[int, str], int] = field(default_factory=dict)
-    active: dict[tuple[int, int], int] = field(default_factory=dict)
-    peers: dict[tuple[int, ServerName], Peer] = field(default_factory=dict)
+    amounts: dict[tuple[int, str], int] = msgspec.field(default_factory=dict)
+    active: dict[tuple[int, int], int] = msgspec.field(default_factory=dict)
+    peers: dict[tuple[int, ServerName], Peer] = msgspec.field(default_factory=dict)
 
     def add(self, moment_ms: int, name: str) -> None:
         """Counts one thing."""

@@ -13,7 +13,8 @@ Spec: MSC4203, MSC3202; application-service-api/#device-management
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+
+import msgspec
 
 from homeserver.config import ApplicationService
 from homeserver.database import Transaction
@@ -27,14 +28,13 @@ from homeserver.users.encryption.inbox import Received, delete_inbox_upto, list_
 from homeserver.users.encryption.one_time_keys import count_keys, list_claimed
 
 
-@dataclass(frozen=True, slots=True)
-class Keys:
+class Keys(msgspec.Struct, frozen=True):
     """What a transaction says of keys. counts, fallback: by user and device ID."""
 
     changed: Collection[UserID] = ()
     left: Collection[UserID] = ()
-    counts: Mapping[UserID, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
-    fallback: Mapping[UserID, Mapping[str, Collection[str]]] = field(default_factory=dict)
+    counts: Mapping[UserID, Mapping[str, Mapping[str, int]]] = msgspec.field(default_factory=dict)
+    fallback: Mapping[UserID, Mapping[str, Collection[str]]] = msgspec.field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.changed or self.left or self.counts)

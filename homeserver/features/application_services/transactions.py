@@ -6,9 +6,9 @@ Spec: application-service-api/#put_matrixappv1transactionstxnid
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import orjson
 
 from homeserver.config import ApplicationService
@@ -36,8 +36,7 @@ SPAN_MAX = 2_000
 """Positions read at a time, so that a bridge that was away for long does not hold up others."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
+class Outgoing(msgspec.Struct, frozen=True):
     """What lies in since < position ≤ upto. The contents of events are encoded already: only orjson takes them.
 
     was_left_out: it could not be read, so there is nothing in it.
@@ -47,7 +46,7 @@ class Outgoing:
     events: Sequence[JsonObject] = ()
     ephemeral: Sequence[JsonObject] = ()
     to_device: Sequence[JsonObject] = ()
-    keys: Keys = field(default_factory=Keys)
+    keys: Keys = msgspec.field(default_factory=Keys)
     was_left_out: bool = False
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import msgspec
 
@@ -40,8 +39,7 @@ class UploadBody(msgspec.Struct, frozen=True):
     fallback_keys: JsonObject | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Upload:
+class Upload(msgspec.Struct, frozen=True):
     """The content of an upload, whose shapes have been checked."""
 
     device_keys: DeviceKeys | None

@@ -10,9 +10,9 @@ bytes, and its etag, which changes with every change of its keys: nothing counts
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import orjson
 
 from homeserver import limits
@@ -62,8 +62,7 @@ SCHEMA = Schema(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Version:
+class Version(msgspec.Struct, frozen=True):
     """A version of a user's backup. keys, bytes: how many keys it has, and the size of their `session_data`."""
 
     user_id: UserID
@@ -76,8 +75,7 @@ class Version:
     bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
+class Key(msgspec.Struct, frozen=True):
     """The key of a session, encrypted. session_data: JSON."""
 
     first_message_index: int

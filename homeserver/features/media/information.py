@@ -7,7 +7,6 @@ of the event, and the thumbnails that clients show first are ready when the even
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,8 +60,7 @@ class _Recording(msgspec.Struct, array_like=True, frozen=True):
     height: Pixels
 
 
-@dataclass(frozen=True, slots=True)
-class Findings:
+class Findings(msgspec.Struct, frozen=True):
     """What the examination has found. info: as in the content of an event. picture: for `store_findings`.
 
     failure: why no thumbnail can be made of a picture; "" if one can, or if it is none.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from homeserver.database import Row, Transaction
 from homeserver.features.media import quarantine, storage
@@ -11,8 +11,7 @@ from homeserver.federation.identifiers import ServerName, UserID
 _ROWS_PER_QUERY = 1_000
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
+class Listed(msgspec.Struct, frozen=True):
     """A file as administrators see it. `media_nid` grows with each upload."""
 
     media_nid: int

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+
+import msgspec
 
 from homeserver.features.media.content_headers import bare_type, header_parameter
 from homeserver.limits import MEDIA_MULTIPART_HEADERS_BYTES_MAX, MEDIA_MULTIPART_METADATA_BYTES_MAX
@@ -23,8 +24,7 @@ class InvalidMultipart(ValueError):
     """The body does not have the two parts that the spec requires. The message says what is wrong."""
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(msgspec.Struct, frozen=True):
     """The bytes before and after the media in a response of this server."""
 
     content_type: str
@@ -53,8 +53,7 @@ def read_boundary(content_type: str) -> bytes:
     return boundary.encode("ascii")
 
 
-@dataclass(slots=True)
-class MultipartReader:
+class MultipartReader(msgspec.Struct):
     """Reads the two parts from chunks of any size. Memory is bounded by the limits and the size of a chunk.
 
     First call `await read_headers()`, which returns the header fields of the media part (lower-case names); then
@@ -63,7 +62,7 @@ class MultipartReader:
 
     chunks: AsyncIterator[bytes]
     boundary: bytes
-    _buffer: bytearray = field(default_factory=bytearray)
+    _buffer: bytearray = msgspec.field(default_factory=bytearray)
 
     async def read_headers(self) -> Mapping[str, str]:
         """Skips the preamble and the JSON part, and returns the media part's headers. Raises InvalidMultipart."""

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 from urllib.parse import urljoin
 
 import msgspec
 import trio
+from msgspec.structs import replace
 
 from homeserver.database import Transaction
 from homeserver.features.media.content_headers import bare_type, header_parameter
@@ -76,8 +76,7 @@ class _ReadImage(msgspec.Struct, array_like=True, frozen=True):
     height: Side
 
 
-@dataclass(frozen=True, slots=True)
-class Picture:
+class Picture(msgspec.Struct, frozen=True):
     """What the decoder says about a picture: its type and, as it is shown, its size in pixels."""
 
     content_type: str
@@ -85,8 +84,7 @@ class Picture:
     height: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Page:
+class _Page(msgspec.Struct, frozen=True):
     """What there is to show of a page. `pictures`: URLs to try."""
 
     properties: dict[str, str]

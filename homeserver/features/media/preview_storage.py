@@ -9,7 +9,8 @@ Spec: client-server-api/#get_matrixclientv1mediapreview_url
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+
+import msgspec
 
 from homeserver.database import Transaction
 from homeserver.features.media import storage
@@ -24,8 +25,7 @@ from homeserver.moments import latest
 _EVICTED_AT_ONCE = 50
 
 
-@dataclass(frozen=True, slots=True)
-class Preview:
+class Preview(msgspec.Struct, frozen=True):
     """A stored preview, as the JSON of the response. `body` is empty if the page could not be previewed."""
 
     body: bytes

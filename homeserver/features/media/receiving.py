@@ -15,11 +15,12 @@ import secrets
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
 import trio
+from msgspec.structs import replace
 
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError
@@ -36,8 +37,7 @@ _log = logging.getLogger(__name__)
 _BLOB_KEY = re.compile(r"media/[0-9a-f]/[0-9a-f]{64}-([0-9a-f]{1,16})-[0-9a-f]{8}(?:-k[0-9a-f]{1,8})?", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(msgspec.Struct, frozen=True):
     """Content that has arrived completely. `data`: the content itself, or the temporary file that has it."""
 
     sha256: bytes

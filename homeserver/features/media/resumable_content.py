@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
 from typing import TypeVar, TypeVarTuple
 
 import trio
+from msgspec.structs import replace
 
 from homeserver.api.routes import Request
 from homeserver.background import start_aside

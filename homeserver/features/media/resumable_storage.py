@@ -6,9 +6,9 @@ makes its content a file of the repository. Until then its length counts towards
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import orjson
 
 from homeserver.config import BlobsSection
@@ -20,8 +20,7 @@ from homeserver.limits import RESUMABLE_LIFETIME_MS, RESUMABLE_PER_USER_MAX
 from homeserver.moments import latest
 
 
-@dataclass(frozen=True, slots=True)
-class Upload:
+class Upload(msgspec.Struct, frozen=True):
     """A resumable upload. metadata: the header as its client sent it. media_id: "" until it is complete.
 
     info: describes the finished file, see `information`.

@@ -6,7 +6,8 @@ import re
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+
+import msgspec
 
 from homeserver.api.routes import Request, Response
 from homeserver.errors import not_found
@@ -84,8 +85,7 @@ async def serve(
         raise not_found("The content of this media has been lost.") from None
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(msgspec.Struct, frozen=True):
     """The content that is served: a blob of that size. content: the same, if it is in memory."""
 
     hs: Resources

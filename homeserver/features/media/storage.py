@@ -9,7 +9,8 @@ Spec: client-server-api/#content-repository
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+
+import msgspec
 
 from homeserver.config import BlobsSection
 from homeserver.database import Transaction
@@ -25,8 +26,7 @@ from homeserver.rooms.keys import forget_key
 from homeserver.users.figures import note_figure
 
 
-@dataclass(frozen=True, slots=True)
-class Blob:
+class Blob(msgspec.Struct, frozen=True):
     """Content that is durable in the blob store."""
 
     key: str
@@ -34,16 +34,14 @@ class Blob:
     size_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Description:
+class Description(msgspec.Struct, frozen=True):
     """What an uploader or another server says about the content. `filename` is None if it has none."""
 
     content_type: str
     filename: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Media:
+class Media(msgspec.Struct, frozen=True):
     """One file of the repository. `is_public`: the deprecated endpoints serve it too, without a token.
 
     is_quarantined: an administrator has taken it, or a file of the same content, out of service (`quarantine`).
@@ -59,8 +57,7 @@ class Media:
     is_quarantined: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Pending:
+class Pending(msgspec.Struct, frozen=True):
     """A URI that was created and has no content yet. `position`: the stream position of this read."""
 
     uploader: UserID

@@ -5,7 +5,7 @@ Spec: client-server-api/#thumbnails
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from homeserver.database import Transaction
 from homeserver.errors import not_found
@@ -13,8 +13,7 @@ from homeserver.features.media.sealed_blobs import open_small, seal_small
 from homeserver.features.media.storage import note_released
 
 
-@dataclass(frozen=True, slots=True)
-class Size:
+class Size(msgspec.Struct, frozen=True):
     """A requested thumbnail, with its dimensions already snapped to the available sizes."""
 
     method: str
@@ -23,8 +22,7 @@ class Size:
     animated: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Image:
+class Image(msgspec.Struct, frozen=True):
     """What is known of a file as an image, orientation applied. failure: "", or why it has no thumbnail."""
 
     content_type: str = ""
@@ -35,8 +33,7 @@ class Image:
     checked_ms: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Thumbnail:
+class Thumbnail(msgspec.Struct, frozen=True):
     """A stored thumbnail, or the original in its place. A small one has its `content` here and no blob."""
 
     content_type: str

@@ -18,10 +18,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 
 import msgspec
 import trio
+from msgspec.structs import replace
 
 from homeserver import limits
 from homeserver.database import Transaction

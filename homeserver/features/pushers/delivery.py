@@ -17,10 +17,10 @@ import logging
 import math
 from collections import OrderedDict
 from collections.abc import Collection
-from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+import msgspec
 import orjson
 import trio
 
@@ -54,12 +54,13 @@ async def deliver(hs: Resources) -> None:
         await _Delivery(hs).run()
 
 
-@dataclass(slots=True)
-class _Gateway:
+class _Gateway(msgspec.Struct):
     """The state of a gateway: its back-off, and how many requests are under way."""
 
     back_off: BackOff | None = None
-    at_once: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(limits.users.PUSH_AT_ONCE_MAX))
+    at_once: trio.CapacityLimiter = msgspec.field(
+        default_factory=lambda: trio.CapacityLimiter(limits.users.PUSH_AT_ONCE_MAX)
+    )
     users: int = 0
 
 

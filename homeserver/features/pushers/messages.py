@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from homeserver import limits
 from homeserver.database import DatabaseDamaged, Transaction
@@ -19,8 +20,7 @@ from homeserver.users.push.pushers import COUNTS_ONLY, Pusher, Queued, find_firs
 from homeserver.users.push.rules import tweaks_of
 
 
-@dataclass(frozen=True, slots=True)
-class Due:
+class Due(msgspec.Struct, frozen=True):
     """The first thing in a pusher's queue. notification: without the counts; None if there is nothing to tell."""
 
     pusher: Pusher

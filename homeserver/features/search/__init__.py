@@ -7,7 +7,6 @@ what the index proposes, `answer` shows the results.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -121,8 +120,7 @@ async def _search(
     return await _find_page(hs, index, _Search(asked, searched, wanted, batch), limit)
 
 
-@dataclass(frozen=True, slots=True)
-class _Search:
+class _Search(msgspec.Struct, frozen=True):
     asked: RoomEvents
     searched: Searched
     wanted: dict[str, Any]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from homeserver import limits
 from homeserver.api.filters import RoomEventFilter
@@ -28,8 +29,7 @@ from homeserver.users.blocking import ignored_users
 _MEMBER = "m.room.member"
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
+class Page(msgspec.Struct, frozen=True):
     """A page of results. count: how many are known by now. next_batch: where the next page begins."""
 
     matches: Sequence[Match]
@@ -37,8 +37,7 @@ class Page:
     next_batch: NextBatch | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Shown:
+class _Shown(msgspec.Struct, frozen=True):
     """The reader of the answer, and what shapes the events in it."""
 
     requester: Requester

@@ -14,8 +14,9 @@ So nothing but matches is ever counted or told, and changes take effect at once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
+
+import msgspec
 
 from homeserver.api.filters import RoomEventFilter
 from homeserver.authenticate import Requester
@@ -33,8 +34,7 @@ from homeserver.search.words import Stemmers
 from homeserver.users.blocking import ignored_users
 
 
-@dataclass(frozen=True, slots=True)
-class Narrowed:
+class Narrowed(msgspec.Struct, frozen=True):
     """Further conditions. has: labels, of which an event has at least one; 0 for any. after ≤ time of it < before."""
 
     has: int = 0
@@ -50,8 +50,7 @@ class Narrowed:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Searched:
+class Searched(msgspec.Struct, frozen=True):
     """What a user searches for. keys: as in the request. narrowed: conditions that only our own operation has."""
 
     requester: Requester
@@ -62,8 +61,7 @@ class Searched:
     narrowed: Narrowed
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
+class Match(msgspec.Struct, frozen=True):
     """An event that the user searched for. words: what matches in its text, as it is written there."""
 
     event: TimelineEvent

@@ -8,8 +8,9 @@ Spec: client-server-api/#authorisation-code-flow
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from urllib.parse import parse_qs, quote, urlencode, urlsplit
+
+import msgspec
 
 from homeserver import limits
 from homeserver.config import Config
@@ -31,8 +32,7 @@ from homeserver.users.oauth.requests import (
 routes = PageRoutes()
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
+class _Asked(msgspec.Struct, frozen=True):
     """A request, and the device of the user that it is about, if that is logged in already."""
 
     request: AuthorizationRequest

@@ -6,7 +6,7 @@ create. Spec: client-server-api/#user-registration
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from homeserver.config import Config
 from homeserver.database import Transaction
@@ -28,8 +28,7 @@ routes = PageRoutes()
 _FIELDS = {"M_UNAUTHORIZED": "token", "M_FORBIDDEN": "token"}
 
 
-@dataclass(frozen=True, slots=True)
-class _Wish:
+class _Wish(msgspec.Struct, frozen=True):
     """The form of the page."""
 
     name: str

@@ -17,10 +17,10 @@ import hmac
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
+from msgspec.structs import replace
 from quart import Quart, Response, render_template, request
 from werkzeug.exceptions import HTTPException
 

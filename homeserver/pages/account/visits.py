@@ -13,9 +13,10 @@ otherwise.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
+
+import msgspec
 
 from homeserver.errors import MatrixError
 from homeserver.federation.identifiers import UserID
@@ -24,8 +25,7 @@ from homeserver.resources import Resources
 from homeserver.users.page_sessions import PAGES_PATH, PageSession
 
 
-@dataclass(frozen=True, slots=True)
-class Visit:
+class Visit(msgspec.Struct, frozen=True):
     """A request for a page. query, form: the first value of each field.
 
     session: of the browser; None only if the route is public. token: of the session, "" without one.
@@ -65,16 +65,14 @@ class Visit:
         return self.form.get(name, "")
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(msgspec.Struct, frozen=True):
     """What is wrong with a form, at one of its fields ("" for the form as a whole)."""
 
     field: str
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
+class Page(msgspec.Struct, frozen=True):
     """A page to show. template: below this folder. values: for the template.
 
     problems: what was wrong with the form; the status is then 400 unless given.
@@ -82,15 +80,14 @@ class Page:
     """
 
     template: str
-    values: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, Any] = msgspec.field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
     status: int = 200
     scripts: bool = False
     form_targets: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Redirect:
+class Redirect(msgspec.Struct, frozen=True):
     """Goes on to another page (`to` begins with PAGES_PATH) or, with `is_outside`, to an address that was checked.
 
     session: a new session of the browser; "" ends the present one.
@@ -101,8 +98,7 @@ class Redirect:
     is_outside: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Data:
+class Data(msgspec.Struct, frozen=True):
     """An answer for a script or a picture of the page."""
 
     content: bytes
@@ -113,8 +109,7 @@ Answer = Page | Redirect | Data
 Handler = Callable[[Resources, Visit], Awaitable[Answer]]
 
 
-@dataclass(frozen=True, slots=True)
-class PageRoute:
+class PageRoute(msgspec.Struct, frozen=True):
     """path: below PAGES_PATH. is_public: for everyone, logged in or not. takes_picture: the form has a file."""
 
     method: str

@@ -17,10 +17,11 @@ Spec: MSC4186
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
 import trio
+from msgspec.structs import replace
 
 from homeserver.api.filters import EVERYTHING
 from homeserver.authenticate import check_token
@@ -52,8 +53,7 @@ from homeserver.users.sync_connections import (
 _POSITION_BITS = 64
 
 
-@dataclass(frozen=True, slots=True)
-class SlidingAnswer:
+class SlidingAnswer(msgspec.Struct, frozen=True):
     """An answer, see `homeserver.sync.waiting.Answer`. body: without `pos`.
 
     changed: the rooms for which more has to be stored than that the client knows them up to `upto`. configs: their
@@ -71,8 +71,7 @@ class SlidingAnswer:
     is_settled: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Remembered:
+class _Remembered(msgspec.Struct, frozen=True):
     """The last answer of a connection, to answer quiet requests that ask for the same."""
 
     request: SlidingRequest

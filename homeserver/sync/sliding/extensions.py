@@ -10,8 +10,9 @@ MSC4308 (thread subscriptions)
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from homeserver.api.filters import EventFilter, Filter, RoomEventFilter, RoomFilter
 from homeserver.database import Transaction
@@ -35,14 +36,13 @@ def extension_bits(extensions: Extensions) -> int:
     return sum(bit for bit, extension in on if extension.enabled)
 
 
-@dataclass(slots=True)
-class Told:
+class Told(msgspec.Struct):
     """What the features have told: the extensions, whether they have news, and the counts of rooms."""
 
-    body: JsonObject = field(default_factory=dict)
+    body: JsonObject = msgspec.field(default_factory=dict)
     has_news: bool = False
     queue_upto: int = 0
-    counts: dict[RoomID, JsonObject] = field(default_factory=dict)
+    counts: dict[RoomID, JsonObject] = msgspec.field(default_factory=dict)
 
 
 def read_extensions(

@@ -7,10 +7,10 @@ for cost more. Spec: MSC4186 (Lists and subscriptions, SlidingRoomFilter)
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import msgspec
 import orjson
 
 from homeserver.database import Transaction
@@ -31,14 +31,13 @@ from homeserver.users.sync_connections import ConnectionState
 ROOM_KINDS_CACHED_MAX = 20_000
 
 
-@dataclass(slots=True)
-class Wanted:
+class Wanted(msgspec.Struct):
     """A room in the view of a request: the names of its lists, whether it is subscribed to, and what to tell of it."""
 
     activity: RoomActivity
-    lists: list[str] = field(default_factory=list)
+    lists: list[str] = msgspec.field(default_factory=list)
     is_subscribed: bool = False
-    configs: list[RoomConfig] = field(default_factory=list)
+    configs: list[RoomConfig] = msgspec.field(default_factory=list)
 
     @property
     def config(self) -> RoomConfig:
@@ -46,8 +45,7 @@ class Wanted:
         return self.configs[0] if len(self.configs) == 1 else combine(self.configs)
 
 
-@dataclass(frozen=True, slots=True)
-class View:
+class View(msgspec.Struct, frozen=True):
     """What a request asks for: rooms by number, the number of rooms in each list, and all rooms of the user."""
 
     rooms: Mapping[int, Wanted]

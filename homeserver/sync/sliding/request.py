@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -123,8 +122,7 @@ class SlidingBody(msgspec.Struct, frozen=True):
     extensions: Extensions | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ListConfig:
+class ListConfig(msgspec.Struct, frozen=True):
     """A list: its windows into the user's rooms (None: all of them), and what to tell of the rooms in them."""
 
     ranges: tuple[Range, ...] | None
@@ -132,8 +130,7 @@ class ListConfig:
     room: RoomConfig
 
 
-@dataclass(frozen=True, slots=True)
-class SlidingRequest:
+class SlidingRequest(msgspec.Struct, frozen=True):
     """A decoded request. since: the position up to which the client knows the rooms in its view; None at first.
 
     serial: of the connection's state, see `homeserver.users.sync_connections`. queue_since: up to where the device has

@@ -7,8 +7,10 @@ no state from timelines. Timelines are read by the reader of `/v3/sync`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
+
+import msgspec
+from msgspec.structs import replace
 
 from homeserver.api.filters import Filter, RoomEventFilter, RoomFilter
 from homeserver.database import DatabaseDamaged, Transaction
@@ -50,8 +52,7 @@ BUMP_TYPES = (
 BUMP_SCANNED_MAX = 200
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
+class Known(msgspec.Struct, frozen=True):
     """What the client knows of a room: everything up to a position, with this config."""
 
     upto: int
@@ -59,8 +60,7 @@ class Known:
     required: tuple[RequiredState, ...]
 
 
-@dataclass(slots=True)
-class RoomAnswer:
+class RoomAnswer(msgspec.Struct):
     """A room of an answer. is_initial: it tells everything. is_gappy: events between were left out."""
 
     body: JsonObject
@@ -68,15 +68,14 @@ class RoomAnswer:
     is_gappy: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class RoomReader:
+class RoomReader(msgspec.Struct, frozen=True):
     """Reads rooms for one answer. since: the position of the client's `pos`; None in the first answer."""
 
     tx: Transaction
     viewer: Viewer
     since: int | None
     is_merged: bool
-    _viewers: dict[int, Viewer] = field(default_factory=dict)
+    _viewers: dict[int, Viewer] = msgspec.field(default_factory=dict)
 
     def read(self, activity: RoomActivity, config: RoomConfig, known: Known | None) -> RoomAnswer | None:
         """Returns what the client lacks of a room, None if nothing."""
@@ -270,8 +269,7 @@ class RoomReader:
         return answer
 
 
-@dataclass(frozen=True, slots=True)
-class _Required:
+class _Required(msgspec.Struct, frozen=True):
     """Finds the required state of a room that a client lacks."""
 
     tx: Transaction

@@ -17,8 +17,8 @@ Spec: client-server-api/#cross-signing, #key-and-signature-security
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 
+import msgspec
 import orjson
 
 from homeserver import limits
@@ -81,8 +81,7 @@ USAGES: tuple[Usage, ...] = ("master", "self_signing", "user_signing")
 KeysByUsage = dict[Usage, CrossSigningKey]
 
 
-@dataclass(frozen=True, slots=True)
-class UserSignature:
+class UserSignature(msgspec.Struct, frozen=True):
     """A signature of the viewer's user-signing key on another user's master key `signed_key`."""
 
     signed_key: str

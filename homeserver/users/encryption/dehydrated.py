@@ -8,8 +8,7 @@ Spec: MSC3814
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+import msgspec
 import orjson
 
 from homeserver.database import Schema, Step, Transaction
@@ -34,8 +33,7 @@ SCHEMA = Schema(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Dehydrated:
+class Dehydrated(msgspec.Struct, frozen=True):
     """A dehydrated device. device_data: its private keys, as the client has encrypted them."""
 
     device_id: str

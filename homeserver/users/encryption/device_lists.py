@@ -22,7 +22,8 @@ Spec: client-server-api/#tracking-the-device-list-for-a-user, server-server-api/
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from homeserver.database import Schema, Step, Transaction
 from homeserver.federation.identifiers import UserID, server_name_of
@@ -57,8 +58,7 @@ SCHEMA = Schema(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceListUpdate:
+class DeviceListUpdate(msgspec.Struct, frozen=True):
     """Something for other servers to learn about a user of this server.
 
     device_id: the device that changed, came or went; None if the cross-signing keys changed. previous: the position of
@@ -71,8 +71,7 @@ class DeviceListUpdate:
     previous: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class RecentChanges:
+class RecentChanges(msgspec.Struct, frozen=True):
     """The users whose lists changed in since < position ≤ upto, with when each last changed.
 
     upto: the position of the snapshot that this is true of. positions: by the user's number.

@@ -15,9 +15,9 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import NamedTuple
 
+import msgspec
 import orjson
 
 from homeserver import limits
@@ -100,8 +100,7 @@ SCHEMA = Schema(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
+class Page(msgspec.Struct, frozen=True):
     """The first messages of an inbox after a position, as `/sync` has them. Up to the position `upto` these are all."""
 
     messages: list[JsonObject]

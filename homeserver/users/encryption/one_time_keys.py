@@ -21,8 +21,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 
+import msgspec
 import orjson
 
 from homeserver import limits
@@ -85,16 +85,14 @@ ALWAYS_COUNTED = "signed_curve25519"
 """The algorithm of Olm. Clients upload keys only if they are told that there are none: absence tells them nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class KeyCounts:
+class KeyCounts(msgspec.Struct, frozen=True):
     """What a device has left: one-time keys by algorithm, and the algorithms of its unused fallback keys."""
 
-    one_time: dict[str, int] = field(default_factory=dict)
-    unused_fallback: list[str] = field(default_factory=list)
+    one_time: dict[str, int] = msgspec.field(default_factory=dict)
+    unused_fallback: list[str] = msgspec.field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(msgspec.Struct, frozen=True):
     """A claim of one key of an algorithm, of a device of this server."""
 
     user_id: UserID
@@ -102,8 +100,7 @@ class Claim:
     algorithm: str
 
 
-@dataclass(frozen=True, slots=True)
-class IssuedKey:
+class IssuedKey(msgspec.Struct, frozen=True):
     """The answer to a claim. key: JSON."""
 
     claim: Claim

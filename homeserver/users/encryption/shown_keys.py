@@ -16,7 +16,6 @@ Spec: client-server-api/#key-and-signature-security
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 import msgspec
@@ -39,14 +38,13 @@ Wanted = Mapping[UserID, Collection[str]]
 """The users whose keys are wanted, each with the device IDs, or none for all devices."""
 
 
-@dataclass(slots=True)
-class ShownKeys:
+class ShownKeys(msgspec.Struct):
     """Keys by user, and those of devices by device ID: JSON, as fragments or decoded."""
 
-    device_keys: dict[UserID, dict[str, Any]] = field(default_factory=dict)
-    master_keys: dict[UserID, Any] = field(default_factory=dict)
-    self_signing_keys: dict[UserID, Any] = field(default_factory=dict)
-    user_signing_keys: dict[UserID, Any] = field(default_factory=dict)
+    device_keys: dict[UserID, dict[str, Any]] = msgspec.field(default_factory=dict)
+    master_keys: dict[UserID, Any] = msgspec.field(default_factory=dict)
+    self_signing_keys: dict[UserID, Any] = msgspec.field(default_factory=dict)
+    user_signing_keys: dict[UserID, Any] = msgspec.field(default_factory=dict)
 
     def add(self, other: ShownKeys) -> None:
         """Adds the keys of other users."""

@@ -6,7 +6,8 @@ Spec: client-server-api/#send-to-device-messaging
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from homeserver import limits
 from homeserver.database import Transaction
@@ -20,8 +21,7 @@ from homeserver.users.encryption.inbox import insert_message
 EVERY_DEVICE = "*"
 
 
-@dataclass(slots=True)
-class Posting:
+class Posting(msgspec.Struct):
     """What one request or EDU has put into inboxes so far: its size is limited, whatever "*" stands for.
 
     dropped: older messages that had to make room, in inboxes that were full.

@@ -14,7 +14,8 @@ RFC 8628
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+
+import msgspec
 
 from homeserver import limits
 from homeserver.authenticate import hash_token, new_token
@@ -33,8 +34,7 @@ _ALPHABET = "BCDFGHJKLMNPQRSTVWXZ"
 _LENGTH = 8
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceGrant:
+class DeviceGrant(msgspec.Struct, frozen=True):
     """A client that waits for a person, as that person sees it. address, user_agent: of the client."""
 
     code_hash: bytes
@@ -44,16 +44,14 @@ class DeviceGrant:
     user_agent: str
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceCodes:
+class DeviceCodes(msgspec.Struct, frozen=True):
     """New codes. user_code: as people read it, with a dash in the middle."""
 
     device_code: str
     user_code: str
 
 
-@dataclass(frozen=True, slots=True)
-class Poll:
+class Poll(msgspec.Struct, frozen=True):
     """A device grant as the token endpoint sees it, with the methods by which Authlib asks about it.
 
     user_id: who has approved it. expired: also if the client did not slow down.

@@ -13,9 +13,9 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from authlib.oauth2 import OAuth2Error
 from authlib.oauth2.rfc6749 import (
     AuthorizationCodeGrant,
@@ -46,8 +46,7 @@ _QUOTED = ("response_type", "client_id", "redirect_uri", "grant_type", "code_cha
 _QUOTABLE = re.compile(r"[\x20\x21\x23-\x5b\x5d-\x7e]*")
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """The answer to a token request: status, and the JSON of tokens or of an error.
 
     ended: the session that the request has ended, because its code or token had been used before.
@@ -190,8 +189,7 @@ def _may_log_in(tx: Transaction, user_id: UserID) -> bool:
 # --- authorization codes ---
 
 
-@dataclass(frozen=True, slots=True)
-class _Code:
+class _Code(msgspec.Struct, frozen=True):
     code_hash: bytes
     user_id: UserID
     redirect_uri: str
@@ -266,8 +264,7 @@ class _AccountLocked(OAuth2Error):
     status_code = 503
 
 
-@dataclass(frozen=True, slots=True)
-class _RefreshToken:
+class _RefreshToken(msgspec.Struct, frozen=True):
     token: str
     session: OAuthSession
 

@@ -13,9 +13,9 @@ would redirect to wherever an attacker likes. Spec: client-server-api/#authorisa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal, get_args
 
+import msgspec
 from authlib.common.urls import add_params_to_uri
 
 from homeserver import limits
@@ -43,8 +43,7 @@ class AuthorizationRefused(Exception):
         self.return_to = return_to
 
 
-@dataclass(frozen=True, slots=True)
-class AuthorizationRequest:
+class AuthorizationRequest(msgspec.Struct, frozen=True):
     """A request that can be granted. wants_account: the user would like to create one first (`prompt=create`).
 
     login_hint: who the client believes the user to be; "" if it does not say. It is text of the client, so unchecked.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+import msgspec
 
 from homeserver import limits
 
@@ -18,8 +19,7 @@ SCOPES = (_API, f"{_DEVICE}*", _UNSTABLE_API, f"{_UNSTABLE_DEVICE}*")
 _TOKEN = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")
 
 
-@dataclass(frozen=True, slots=True)
-class Scope:
+class Scope(msgspec.Struct, frozen=True):
     """A scope that this server grants. text: without the tokens that it does not know."""
 
     text: str

@@ -6,14 +6,13 @@ below `homeserver.users.devices`, so that every way to end a device ends its ses
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from homeserver.database import Transaction
 from homeserver.federation.identifiers import UserID
 
 
-@dataclass(frozen=True, slots=True)
-class OAuthSession:
+class OAuthSession(msgspec.Struct, frozen=True):
     """A client that is logged in on a device of a user. scope: what it was granted."""
 
     user_id: UserID

@@ -8,8 +8,9 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Protocol
+
+import msgspec
 
 from homeserver.feature import JsonObject
 from homeserver.federation.identifiers import UserID
@@ -52,13 +53,12 @@ class Facts(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class Subject:
+class Subject(msgspec.Struct):
     """One event as one user's rules judge it."""
 
     facts: Facts
     user_id: UserID
-    steps: Steps = field(default_factory=Steps)
+    steps: Steps = msgspec.field(default_factory=Steps)
 
 
 Condition = Callable[[Subject], bool]

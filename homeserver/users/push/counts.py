@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+
+import msgspec
 
 from homeserver.users.push.rules import HIGHLIGHT, NOTIFY
 
@@ -13,8 +14,7 @@ TOLD_MAX = COUNTED_MAX // 2
 """Larger counts are told as this: clients show "99+". It is below COUNTED_MAX because not all that are read count."""
 
 
-@dataclass(slots=True)
-class Counts:
+class Counts(msgspec.Struct):
     """How many unread events notify a user, and how many of them are highlights."""
 
     notifications: int = 0
@@ -33,12 +33,11 @@ class Counts:
         return {name: min(max(0, count), TOLD_MAX) for name, count in counts.items()}
 
 
-@dataclass(slots=True)
-class RoomCounts:
+class RoomCounts(msgspec.Struct):
     """The counts of a room: of its main timeline, and of threads by the position of their root."""
 
-    main: Counts = field(default_factory=Counts)
-    threads: defaultdict[int, Counts] = field(default_factory=lambda: defaultdict(Counts))
+    main: Counts = msgspec.field(default_factory=Counts)
+    threads: defaultdict[int, Counts] = msgspec.field(default_factory=lambda: defaultdict(Counts))
 
     def of(self, thread: int) -> Counts:
         """Returns the counts of a thread, 0 for the main timeline."""

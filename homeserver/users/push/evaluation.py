@@ -11,8 +11,9 @@ The same functions serve `/sync`, which judges for its own user the few events t
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
 from typing import NamedTuple
+
+import msgspec
 
 from homeserver.database import Transaction
 from homeserver.feature import JsonObject
@@ -154,8 +155,7 @@ def judge_for(tx: Transaction, event: TimelineEvent, user_id: UserID) -> Outcome
     return rules.evaluate(Subject(EventFacts(tx, event), user_id))
 
 
-@dataclass(frozen=True, slots=True)
-class Audience:
+class Audience(msgspec.Struct, frozen=True):
     """The members of a room who are on this server, as far as they matter for notifications.
 
     individuals: those whose rules may judge an event of this room in another way than the defaults.
@@ -184,8 +184,7 @@ def get_audience(tx: Transaction, room_id: RoomID) -> Audience:
     return audience
 
 
-@dataclass(slots=True)
-class Notified:
+class Notified(msgspec.Struct):
     """What an event means to the members of its room. others: users whose rules say something else than the defaults.
 
     pushed: what to tell the pushers of a user.
@@ -193,21 +192,20 @@ class Notified:
 
     event: TimelineEvent
     judged: Judged
-    others: dict[UserID, Outcome] = field(default_factory=dict)
-    pushed: dict[UserID, Outcome] = field(default_factory=dict)
+    others: dict[UserID, Outcome] = msgspec.field(default_factory=dict)
+    pushed: dict[UserID, Outcome] = msgspec.field(default_factory=dict)
 
 
-@dataclass(slots=True)
-class Evaluated:
+class Evaluated(msgspec.Struct):
     """What a span of the stream means for notifications.
 
     redacted: events that notify nobody any more. written: (user, room, thread, ordering) of messages of local users,
     who have read what came before them.
     """
 
-    notified: list[Notified] = field(default_factory=list)
-    redacted: list[TimelineEvent] = field(default_factory=list)
-    written: list[tuple[UserID, RoomID, int, int]] = field(default_factory=list)
+    notified: list[Notified] = msgspec.field(default_factory=list)
+    redacted: list[TimelineEvent] = msgspec.field(default_factory=list)
+    written: list[tuple[UserID, RoomID, int, int]] = msgspec.field(default_factory=list)
 
     def __bool__(self) -> bool:
         return bool(self.notified or self.redacted or self.written)

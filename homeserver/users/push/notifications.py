@@ -17,9 +17,9 @@ that their counts are to be told again.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import msgspec
 import orjson
 
 from homeserver.database import Schema, Step, Transaction
@@ -267,12 +267,11 @@ def is_unread(tx: Transaction, user_id: UserID, event: TimelineEvent) -> bool:
     return any(event.ordering > read_point(each, judge(tx, event).thread) for each in read.values())
 
 
-@dataclass(slots=True)
-class _Unreached:
+class _Unreached(msgspec.Struct):
     """Events of a room that the tail has not reached: new ones, and those that were redacted."""
 
-    events: list[TimelineEvent] = field(default_factory=list)
-    redacted: set[int] = field(default_factory=set)
+    events: list[TimelineEvent] = msgspec.field(default_factory=list)
+    redacted: set[int] = msgspec.field(default_factory=set)
 
 
 _NO_EVENTS = _Unreached()

@@ -15,8 +15,8 @@ A pusher is known by the position at which it was created. Spec: client-server-a
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 
+import msgspec
 import orjson
 
 from homeserver import limits
@@ -75,8 +75,7 @@ SCHEMA = Schema(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Pusher:
+class Pusher(msgspec.Struct, frozen=True):
     """A pusher as stored. content: what the client has set beside app_id and pushkey. set_ms: when it was set.
 
     pause_ms: how long after an email the next one may be written.
@@ -237,8 +236,7 @@ def _delete(tx: Transaction, numbers: Sequence[int]) -> None:
 # --- what they have not been told ---
 
 
-@dataclass(frozen=True, slots=True)
-class Queued:
+class Queued(msgspec.Struct, frozen=True):
     """Something a pusher is to be told: an event by its position, or COUNTS_ONLY. actions: JSON, None for notify."""
 
     pusher: int

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+import msgspec
 
 from homeserver.database import Transaction
 from homeserver.feature import JsonObject
@@ -29,8 +30,7 @@ class Outcome(NamedTuple):
 NOTHING = Outcome(SILENT, ())
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(msgspec.Struct, frozen=True):
     """An enabled rule. It matches if all conditions do."""
 
     conditions: Sequence[Condition]
@@ -41,8 +41,7 @@ class Rule:
         return all(is_met(subject) for is_met in self.conditions)
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
+class Rules(msgspec.Struct, frozen=True):
     """A user's enabled rules, most important first.
 
     affected: the rooms in which they may say something else than the server's defaults, in lower case; None for all

@@ -70,8 +70,13 @@ class PageSession(msgspec.Struct, frozen=True):
     flags: AccountFlags
 
 
-def create_page_session(tx: Transaction, user_id: UserID, method: Method, *, address: str, user_agent: str) -> str:
-    """Returns the token of a new session. Raises MatrixError if the account may not log in, see `check_may_enter`."""
+def create_page_session(
+    tx: Transaction, user_id: UserID, method: Method, *, address: str, user_agent: str, is_confirmed: bool = True
+) -> str:
+    """Returns the token of a new session. Raises MatrixError if the account may not log in, see `check_may_enter`.
+
+    is_confirmed: whether the person has just shown who they are. If not, dangerous actions ask for that.
+    """
     check_may_enter(tx, user_id)
     user_nid = tx.intern(user_id)
     oldest_ms = tx.now_ms - limits.PAGE_SESSION_LIFETIME_MS
@@ -82,10 +87,11 @@ def create_page_session(tx: Transaction, user_id: UserID, method: Method, *, add
         user_nid, user_nid, limits.PAGE_SESSIONS_PER_USER_MAX - 1,
     )  # fmt: skip
     token = new_token("hsps")
+    created_ms = tx.now_ms if is_confirmed else tx.now_ms - limits.PAGE_CONFIRMATION_MS
     tx.run(
         "INSERT INTO page_sessions (token_hash, user_nid, method, created_ms, address, user_agent)"
         " VALUES (?, ?, ?, ?, ?, ?)",
-        hash_token(token), user_nid, method, tx.now_ms, address, user_agent[:_USER_AGENT_CHARACTERS_MAX],
+        hash_token(token), user_nid, method, created_ms, address, user_agent[:_USER_AGENT_CHARACTERS_MAX],
     )  # fmt: skip
     return token
 

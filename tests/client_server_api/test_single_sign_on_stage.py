@@ -11,7 +11,9 @@ import pytest
 
 from homeserver.authenticate import AccountFlags, store_account_flags
 from homeserver.federation.identifiers import UserID
+from homeserver.limits import PAGE_CONFIRMATION_MS, PAGE_SESSION_LIFETIME_MS
 from homeserver.testing import now_ms
+from homeserver.users.page_sessions import find_page_session
 from homeserver.users.single_sign_on import insert_external_id
 from tests.support.federation import Federation
 from tests.support.homeservers import PASSWORD, Client, Server
@@ -168,6 +170,36 @@ async def test_a_browser_does_not_return_to_other_places(federation: Federation,
     at_provider = await browser.get(f"/_homeserver/sso/begin?provider=example&return_to={elsewhere}")
     arrived = await browser.get(provider.let_in(at_provider.headers["location"]))
     assert arrived.headers["location"] == "/_homeserver/account/"
+
+
+async def page_session(browser: Browser, provider: OpenIDProvider) -> str:
+    """The person logs in to the account pages. Returns the token of the session."""
+    at_provider = await browser.get("/_homeserver/sso/begin?provider=example")
+    await browser.get(provider.let_in(at_provider.headers["location"]))
+    return next(value for name, value in browser.cookies.items() if "session" in name)
+
+
+async def test_a_login_at_the_provider_of_long_ago_confirms_nothing_on_the_account_pages(
+    server: Server, provider: OpenIDProvider, alice: Client
+) -> None:
+    """Whoever uses an unlocked browser gets in without a word, but dangerous actions still ask who it is."""
+    ages_ms = []
+    for logged_in_s in (5, 3600):
+        provider.token = {"auth_time": now_ms() // 1000 - logged_in_s}
+        session = await server.read(find_page_session, await page_session(Browser(server, provider), provider))
+        assert session is not None and session.user_id == alice.user_id
+        ages_ms.append(server.hs.now_ms() - session.created_ms)
+    assert ages_ms[0] < PAGE_CONFIRMATION_MS <= ages_ms[1] < PAGE_SESSION_LIFETIME_MS
+
+
+async def test_a_new_session_of_the_account_pages_ends_the_old_one_of_the_browser(
+    server: Server, provider: OpenIDProvider, alice: Client
+) -> None:
+    browser = Browser(server, provider)
+    old = await page_session(browser, provider)
+    new = await page_session(browser, provider)
+    assert await server.read(find_page_session, old) is None
+    assert await server.read(find_page_session, new) is not None
 
 
 async def test_a_locked_account_gets_no_session_of_the_pages(

@@ -8,7 +8,7 @@ from html import escape
 import msgspec
 
 from homeserver import limits
-from homeserver.api.cookies import cookie_name, write_cookie
+from homeserver.api.cookies import cookie_name, find_cookie, write_cookie
 from homeserver.api.forms import PageExtras, TextField, decode_form, done_page, make_page, redirect
 from homeserver.api.routes import Request, Response, Routes
 from homeserver.config import SsoProvider
@@ -36,7 +36,12 @@ from homeserver.features.single_sign_on.people import (
 from homeserver.federation.identifiers import UserID
 from homeserver.remote.openid_provider import ProviderError, redeem_code
 from homeserver.resources import Resources
-from homeserver.users.page_sessions import create_page_session, set_session_cookie
+from homeserver.users.page_sessions import (
+    create_page_session,
+    delete_page_session,
+    session_cookie,
+    set_session_cookie,
+)
 from homeserver.users.proof_tokens import Purpose, create_proof
 from homeserver.users.single_sign_on import (
     Attempt,
@@ -90,10 +95,11 @@ async def sso_callback(hs: Resources, query: CallbackQuery, request: Request) ->
         )
     except ProviderError as error:
         return provider_failed(provider, error)
-    if attempt.goal == Goal.STAGE and not _is_fresh(claims, hs.now_ms()):
+    is_fresh = _is_fresh(claims, hs.now_ms())
+    if attempt.goal == Goal.STAGE and not is_fresh:
         return refused(forbidden(f"{provider.name} did not ask you to log in again. Log out there, and try again."))
     try:
-        return await hs.database.write(_arrive, provider, attempt, person_of(provider, claims), request)
+        return await hs.database.write(_arrive, provider, attempt, person_of(provider, claims), request, is_fresh)
     except MatrixError as error:
         return refused(error)
 
@@ -105,7 +111,9 @@ def _is_fresh(claims: JsonObject, now_ms: int) -> bool:
     return not isinstance(at_s, (int, float)) or now_ms / 1000 - at_s <= lifetime_s
 
 
-def _arrive(tx: Transaction, provider: SsoProvider, attempt: Attempt, person: Person, request: Request) -> Response:
+def _arrive(
+    tx: Transaction, provider: SsoProvider, attempt: Attempt, person: Person, request: Request, is_fresh: bool
+) -> Response:
     """Finds the person's account and goes on, or lets the person choose a username first."""
     if attempt.goal == Goal.STAGE:
         return _confirm_stage(tx, attempt, find_by_external_id(tx, provider.id, person.subject))
@@ -113,7 +121,7 @@ def _arrive(tx: Transaction, provider: SsoProvider, attempt: Attempt, person: Pe
     if user_id is None:
         set_naming(tx, attempt, person)
         return redirect(_continue_path(attempt))
-    return _go_on(tx, provider, attempt, user_id, request)
+    return _go_on(tx, provider, attempt, user_id, request, is_fresh)
 
 
 def _confirm_stage(tx: Transaction, attempt: Attempt, user_id: UserID | None) -> Response:
@@ -128,18 +136,32 @@ def _confirm_stage(tx: Transaction, attempt: Attempt, user_id: UserID | None) ->
     return redirect(_continue_path(attempt))
 
 
-def _go_on(tx: Transaction, provider: SsoProvider, attempt: Attempt, user_id: UserID, request: Request) -> Response:
+def _go_on(
+    tx: Transaction, provider: SsoProvider, attempt: Attempt, user_id: UserID, request: Request, is_fresh: bool
+) -> Response:
     """Ends the attempt of a person with an account, or asks first whether the client is theirs."""
     if attempt.goal == Goal.PAGE:
         _end(tx, attempt)
-        agent = request.find_header(b"user-agent") or ""
-        token = create_page_session(tx, user_id, "sso", address=request.client_ip, user_agent=agent)
-        return redirect(attempt.target, set_session_cookie(tx.server.config.base_url, token))
+        return _begin_page_session(tx, attempt, user_id, request, is_fresh)
     own_page = f"{tx.server.config.base_url}/_homeserver/chat"
     if not is_trusted(attempt.target, (*provider.trusted_client_urls, own_page)):
         set_confirming(tx, attempt, user_id)
         return redirect(_continue_path(attempt))
     return _finish(tx, attempt, user_id)
+
+
+def _begin_page_session(
+    tx: Transaction, attempt: Attempt, user_id: UserID, request: Request, is_fresh: bool
+) -> Response:
+    """Logs the browser in to the account pages. Its old session ends."""
+    base_url, agent = tx.server.config.base_url, request.find_header(b"user-agent") or ""
+    token = create_page_session(
+        tx, user_id, "sso", address=request.client_ip, user_agent=agent, is_confirmed=is_fresh
+    )  # fmt: skip
+    old = find_cookie(request, session_cookie(base_url))
+    if old:
+        delete_page_session(tx, old)
+    return redirect(attempt.target, set_session_cookie(base_url, token))
 
 
 def _end(tx: Transaction, attempt: Attempt) -> None:
@@ -275,7 +297,7 @@ def _name(
     if user_id is None:
         user_id = create_person(tx, provider, person, username.removeprefix("@"))
     check_may_log_in(tx, user_id)
-    return _go_on(tx, provider, attempt, user_id, request)
+    return _go_on(tx, provider, attempt, user_id, request, is_fresh=True)
 
 
 def _confirm(tx: Transaction, attempt: Attempt, user_id: UserID) -> Response:

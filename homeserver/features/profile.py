@@ -26,7 +26,6 @@ from homeserver.users.profile import (
     find_profile,
     forget_profile,
     list_unfinished,
-    store_field,
 )
 from homeserver.users.profile_changes import SPECIFIED, change_profile, checked_value, finish_update
 
@@ -76,7 +75,7 @@ async def set_profile_field(hs: Resources, requester: Requester, user_id: UserID
     if key_name not in body:
         raise missing_param(f"The body does not contain {key_name}.")
     value = checked_value(key_name, body[key_name])
-    await _change(hs, requester, key_name, value)
+    await change_profile(hs, requester.user_id, key_name, value)
     return Empty()
 
 
@@ -84,15 +83,8 @@ async def set_profile_field(hs: Resources, requester: Requester, user_id: UserID
 @routes.delete(UNSTABLE_PATH, rate_limit="profile")
 async def delete_profile_field(hs: Resources, requester: Requester, user_id: UserID, key_name: str) -> Empty:
     _check_may_change(requester, user_id, key_name)
-    await _change(hs, requester, key_name, None)
+    await change_profile(hs, requester.user_id, key_name, None)
     return Empty()
-
-
-async def _change(hs: Resources, requester: Requester, field: str, value: bytes | None) -> None:
-    if requester.is_shadow_banned:  # the user's own clients see it, rooms do not
-        await hs.database.write(store_field, requester.user_id, field, value)
-    else:
-        await change_profile(hs, requester.user_id, field, value)
 
 
 def _check_may_change(requester: Requester, user_id: UserID, field: str) -> None:

@@ -12,6 +12,7 @@ import re
 from typing import Any
 
 from homeserver import limits
+from homeserver.authenticate import get_account_flags
 from homeserver.database import Transaction
 from homeserver.encoding import to_json
 from homeserver.errors import MatrixError, bad_json, invalid_param
@@ -60,8 +61,13 @@ async def change_profile(hs: Resources, user_id: UserID, field: str, value: byte
 
 
 def change_field(tx: Transaction, user_id: UserID, field: str, value: bytes | None) -> RoomID | None:
-    """Sets a field or removes it, and updates some rooms: see `tell_rooms`."""
+    """Sets a field or removes it, and updates some rooms: see `tell_rooms`.
+
+    The clients of a shadow-banned user see the change, rooms do not.
+    """
     if not store_field(tx, user_id, field, value) or field not in MEMBER_FIELDS:
+        return None
+    if get_account_flags(tx, user_id).is_shadow_banned:
         return None
     note_unfinished(tx, user_id)
     return tell_rooms(tx, user_id, RoomID(""))

@@ -7,6 +7,7 @@ import pytest
 from homeserver import authenticate
 from homeserver.authenticate import AccountFlags
 from homeserver.config import BlobsSection
+from homeserver.users.administration import set_shadow_banned
 from tests.media import images
 from tests.support.browser import ACCOUNT, Browser, PageShown
 from tests.support.homeservers import PASSWORD, Homeservers, Server
@@ -40,6 +41,18 @@ async def test_a_new_name_reaches_the_rooms(homeserver: Server, browser: Browser
     await browser.send(page, "profile", name="Alice Liddell")
     member = await alice.ok("GET", f"rooms/{room_id}/state/m.room.member/{alice.user_id}")
     assert member["displayname"] == "Alice Liddell"
+
+
+async def test_new_names_of_shadow_banned_users_do_not_reach_rooms(homeserver: Server, browser: Browser) -> None:
+    page = await open_profile(homeserver, browser)
+    alice = await homeserver.log_in("alice")
+    room_id = await homeserver.make_room(alice)
+    await homeserver.write(set_shadow_banned, alice.user_id, True)
+    page = await browser.send(page, "profile", name="Alice Liddell")
+    assert "Your profile has been saved." in page.text
+    assert (await profile_of(homeserver))["displayname"] == "Alice Liddell"
+    member = await alice.ok("GET", f"rooms/{room_id}/state/m.room.member/{alice.user_id}")
+    assert member["displayname"] == "alice"
 
 
 async def test_names_keep_to_the_rules_of_the_operation(homeserver: Server, browser: Browser) -> None:

@@ -11,6 +11,7 @@ import trio
 
 from homeserver.api.routes import Request, Response, Routes
 from homeserver.config import Config, Listener
+from homeserver.config.application_services import RegisteredServices
 from homeserver.features import health
 from homeserver.http.asgi import App
 from homeserver.http.dispatch import Dispatch
@@ -92,7 +93,7 @@ def make_app() -> tuple[App, Any]:
     hs = SimpleNamespace(
         config=Config(server_name="a.example"), rate_limits=RateLimits(), token_cache=TokenCache(), metrics=Metrics(),
         budgets=Budgets(), is_ready=True, stopping=trio.Event(), now_ms=lambda: 0, ended=trio.Event(),
-        may_end=trio.Event(),
+        may_end=trio.Event(), application_services=RegisteredServices(),
     )  # fmt: skip
     return App(Dispatch(hs, [*routes, *health.routes])), hs
 

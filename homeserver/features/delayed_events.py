@@ -50,6 +50,7 @@ from homeserver.users.delayed_events import (
     WAKE_KEY,
     DelayedEvent,
     create_delayed_event,
+    delete_unreadable,
     find_delayed,
     find_next_due_ms,
     find_sender,
@@ -237,17 +238,20 @@ async def send_due(hs: Resources) -> None:
         clocks: _Clocks | None = None
         while True:
             clocks = await _follow_clock(hs, clocks)
-            due, next_ms, position = await hs.database.read(_read_due)
+            due, unreadable, next_ms, position = await hs.database.read(_read_due)
             clocks = clocks._replace(position=position)
-            if due:
+            if unreadable:
+                _log.error("delayed events are damaged and will not be sent", extra={"count": len(unreadable)})
+                await hs.database.write(delete_unreadable, unreadable)
+            if due or unreadable:
                 await _send_all(hs, due)
             else:
                 wait_s = math.inf if next_ms is None else max(0, next_ms - hs.now_ms()) / 1000
                 await hs.stream.wait((WAKE_KEY,), position, trio.current_time() + wait_s)
 
 
-def _read_due(tx: Transaction) -> tuple[list[DelayedEvent], int | None, int]:
-    return list_due(tx, DELAYED_EVENTS_PER_READ), find_next_due_ms(tx), tx.position
+def _read_due(tx: Transaction) -> tuple[list[DelayedEvent], list[int], int | None, int]:
+    return *list_due(tx, DELAYED_EVENTS_PER_READ), find_next_due_ms(tx), tx.position
 
 
 async def _follow_clock(hs: Resources, before: _Clocks | None) -> _Clocks:

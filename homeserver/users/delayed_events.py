@@ -14,6 +14,7 @@ without an access token. It is stored with the sent event, and shown to its send
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -26,7 +27,7 @@ from homeserver.authenticate.requester import user_locked
 from homeserver.database import Row, Schema, Step, Transaction
 from homeserver.database.compression import compress, decompress
 from homeserver.encoding import to_json
-from homeserver.errors import MatrixError, bad_json, forbidden, invalid_param
+from homeserver.errors import MatrixError, StorageDamaged, bad_json, forbidden, invalid_param
 from homeserver.federation.build import Draft, check_draft
 from homeserver.federation.event import InvalidEvent
 from homeserver.federation.identifiers import EventID, RoomID, UserID
@@ -220,15 +221,35 @@ def list_scheduled(tx: Transaction, user_id: UserID) -> list[DelayedEvent]:
     return [each for each in found if not is_overtaken(tx, each)]
 
 
-def list_due(tx: Transaction, limit: int) -> list[DelayedEvent]:
-    """Returns the first scheduled events whose time has come, of all users, in order."""
+def list_due(tx: Transaction, limit: int) -> tuple[list[DelayedEvent], list[int]]:
+    """Returns the first scheduled events whose time has come, of all users, in order; and those that cannot be read.
+
+    Of the latter it returns the positions: their rows are damaged, or their keys are gone.
+    """
     rows = tx.all(
         "SELECT position, delay_id, user_nid, room_nid, type_nid, state_key_nid, content, sent_as_ms, delay_ms,"
         " scheduled_ms, due_ms, finalised_ms, event_id, error FROM delayed_events"
         " WHERE finalised_ms IS NULL AND due_ms <= ? ORDER BY due_ms, position LIMIT ?",
         tx.now_ms, limit,
     )  # fmt: skip
-    return [each for each in (_read(tx, row) for row in rows) if each is not None]
+    due: list[DelayedEvent] = []
+    unreadable: list[int] = []
+    for row in rows:
+        try:
+            delayed = _read(tx, row)
+        except (StorageDamaged, ValueError):
+            delayed = None
+        if delayed is None:
+            unreadable.append(row[0])
+        else:
+            due.append(delayed)
+    return due, unreadable
+
+
+def delete_unreadable(tx: Transaction, positions: Sequence[int]) -> None:
+    """Deletes scheduled events that nobody can send or show any more."""
+    for position in positions:
+        tx.run("DELETE FROM delayed_events WHERE position = ?", position)
 
 
 def find_next_due_ms(tx: Transaction) -> int | None:

@@ -315,3 +315,14 @@ async def test_a_forgotten_room_loses_its_delayed_events(server: Server) -> None
     await send_later(alice, room_id, 5_000)
     await server.write(forget_delayed_events_in, room_id)
     assert await scheduled(alice) == []
+
+
+async def test_a_damaged_event_does_not_keep_those_of_others_from_being_sent(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    room_id = await public_room(alice, bob)
+    await send_later(alice, room_id, 5_000, "damaged", "t1")
+    await server.write(lambda tx: tx.run("UPDATE delayed_events SET content = substr(content, 1, 40)"))
+    await send_later(bob, room_id, 5_000, "whole", "t2")
+    await trio.sleep(6)
+    assert await said(alice, room_id) == ["whole"]
+    assert await scheduled(alice) == []

@@ -224,7 +224,7 @@ def list_scheduled(tx: Transaction, user_id: UserID) -> list[DelayedEvent]:
 def list_due(tx: Transaction, limit: int) -> tuple[list[DelayedEvent], list[int]]:
     """Returns the first scheduled events whose time has come, of all users, in order; and those that cannot be read.
 
-    Of the latter it returns the positions: their rows are damaged, or their keys are gone.
+    The latter are positions. Their rows are damaged, or their keys are gone.
     """
     rows = tx.all(
         "SELECT position, delay_id, user_nid, room_nid, type_nid, state_key_nid, content, sent_as_ms, delay_ms,"

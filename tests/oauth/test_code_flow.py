@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from urllib.parse import parse_qs, parse_qsl, urlsplit
 
 import pytest
-from msgspec.structs import replace
 
 from homeserver.users.oauth.requests import deny, store_code
 from tests.support.homeservers import Homeservers

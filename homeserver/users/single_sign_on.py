@@ -31,6 +31,7 @@ from msgspec.structs import replace
 from homeserver import limits
 from homeserver.authenticate import hash_token
 from homeserver.database import Schema, Step, Transaction
+from homeserver.encoding import to_json
 from homeserver.errors import MatrixError
 from homeserver.federation.identifiers import UserID
 from homeserver.moments import latest
@@ -205,7 +206,7 @@ def set_answered(tx: Transaction, state: str, browser: str) -> Attempt | None:
 
 def set_naming(tx: Transaction, attempt: Attempt, person: Person) -> None:
     """Lets the person choose a username next."""
-    text = orjson.dumps(person).decode()
+    text = to_json(person).decode()
     _set_step(tx, attempt, AttemptStep.NAMING, person=text)
 
 

@@ -187,8 +187,12 @@ async def test_a_room_with_a_lost_block_is_forgotten_all_the_same() -> None:
         )
         assert keys == [None]
         await resources.blobs.put(blob, data)  # as somebody who had taken it away could
-        with pytest.raises(DatabaseDamaged, match="the key of its room was forgotten"):
-            await alice.call("get_one_room_event", room_id, event_id)
+        try:  # work that began before the block was lost may have kept it in memory, so that it was rewritten
+            shown = (await alice.call("get_one_room_event", room_id, event_id))["content"]
+        except DatabaseDamaged as error:
+            assert "the key of its room was forgotten" in str(error)
+        else:
+            assert shown == {}
         await bob.send(room_id, "Is anybody there?")
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from homeserver import Homeserver
 from homeserver.client import Client
-from homeserver.config import AtRest, SearchSection
+from homeserver.config import AtRest, FederationSection, SearchSection
 from homeserver.database import DatabaseDamaged, Transaction
 from homeserver.database.compression import compress
 from homeserver.errors import MatrixError
@@ -172,7 +172,8 @@ async def test_a_forgotten_room_looks_redacted_and_goes_on() -> None:
 
 
 async def test_a_room_with_a_lost_block_is_forgotten_all_the_same() -> None:
-    async with one_server() as hs:
+    # The sender to other servers reads new events from the archive, and might keep the block in memory.
+    async with one_server(federation=FederationSection(enabled=False)) as hs:
         alice, bob = await register(hs)
         room_id, event_id = await fill(alice, bob)
         resources = hs.resources
@@ -187,12 +188,8 @@ async def test_a_room_with_a_lost_block_is_forgotten_all_the_same() -> None:
         )
         assert keys == [None]
         await resources.blobs.put(blob, data)  # as somebody who had taken it away could
-        try:  # work that began before the block was lost may have kept it in memory, so that it was rewritten
-            shown = (await alice.call("get_one_room_event", room_id, event_id))["content"]
-        except DatabaseDamaged as error:
-            assert "the key of its room was forgotten" in str(error)
-        else:
-            assert shown == {}
+        with pytest.raises(DatabaseDamaged, match="the key of its room was forgotten"):
+            await alice.call("get_one_room_event", room_id, event_id)
         await bob.send(room_id, "Is anybody there?")
 
 

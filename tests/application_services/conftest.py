@@ -20,6 +20,21 @@ async def server(homeservers: Homeservers, tmp_path: Path) -> Server:
 
 
 @pytest.fixture
+async def federated(federation: Federation, bridge: Bridge, tmp_path: Path) -> Server:
+    """A server of a federation, whose bridge hears everything and has a user."""
+    services = register(tmp_path, registration(receive_ephemeral=True))
+    server = await federation.start("a.example", application_services=services)
+    body = {"type": "m.login.application_service", "username": "irc_ghost"}
+    await server.with_token(AS_TOKEN).ok("POST", "register", json=body)
+    return server
+
+
+@pytest.fixture
+async def alice(server: Server) -> Client:
+    return await server.register("alice")
+
+
+@pytest.fixture
 def bot(server: Server) -> Client:
     """Acts as the sender of the application service, or as the user in the query."""
     return server.with_token(AS_TOKEN)

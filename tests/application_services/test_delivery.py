@@ -15,7 +15,7 @@ from homeserver.features.application_services.storage import find_progress
 from homeserver.federation.build import Draft
 from homeserver.federation.identifiers import UserID
 from homeserver.rooms.append import append_local
-from tests.support.application_services import AS_TOKEN, Bridge, register, registration
+from tests.support.application_services import Bridge, register, registration
 from tests.support.federation import Federation
 from tests.support.homeservers import Client, Server
 from tests.support.people import act, create, path_of, public_room, redact, say, set_state
@@ -24,26 +24,8 @@ GHOST = "@irc_ghost:a.example"
 
 
 @pytest.fixture
-async def server(federation: Federation, bridge: Bridge, tmp_path: Path) -> Server:
-    services = register(tmp_path, registration(receive_ephemeral=True))
-    return await federation.start("a.example", application_services=services)
-
-
-@pytest.fixture
-async def alice(server: Server) -> Client:
-    return await server.register("alice")
-
-
-@pytest.fixture
-async def bot(server: Server) -> Client:
-    client = server.with_token(AS_TOKEN)
-    body = {"type": "m.login.application_service", "username": "irc_ghost"}
-    await client.ok("POST", "register", json=body)
-    return client
-
-
-def bodies(bridge: Bridge) -> list[str]:
-    return [event["content"]["body"] for event in bridge.events if event["type"] == "m.room.message"]
+def server(federated: Server) -> Server:
+    return federated
 
 
 async def away(federation: Federation) -> None:
@@ -71,7 +53,7 @@ async def test_a_bridge_that_lags_is_told_nothing_from_before_its_users_came(
     await bot.ok("POST", f"join/{room_id}?user_id={GHOST}", json={})
     await say(alice, room_id, "for all")
     await back(federation, bridge)
-    assert bodies(bridge) == ["the bridge is away", "for all"]
+    assert bridge.said == ["the bridge is away", "for all"]
 
 
 async def test_a_bridge_that_lags_is_told_what_was_said_before_its_users_left(
@@ -87,7 +69,7 @@ async def test_a_bridge_that_lags_is_told_what_was_said_before_its_users_left(
     await say(alice, room_id, "here again")
     await bot.ok("POST", path_of(room_id, "leave") + f"?user_id={GHOST}", json={})
     await back(federation, bridge)
-    assert bodies(bridge) == ["goodbye", "here again"]
+    assert bridge.said == ["goodbye", "here again"]
 
 
 async def test_redactions_without_effect_are_not_told(
@@ -175,9 +157,9 @@ async def test_an_unexpected_failure_of_one_delivery_does_not_touch_the_others(
     fault.is_on = False
     await say(carol, room_id, "again")
     await trio.sleep(120)
-    assert bodies(slow) == ["hello", "again"]
+    assert slow.said == ["hello", "again"]
     assert len(slow.requests) == asked + 2, "no transaction was sent twice"
-    assert bodies(faulty) == ["hello", "again"]
+    assert faulty.said == ["hello", "again"]
     parked = await server.read(list_parked)
     assert {each.lane for each in parked} == {"bridge faulty"}
     assert "a fault of this server" in parked[0].reason
@@ -204,7 +186,7 @@ async def test_a_pause_survives_a_restart(
     assert len(bridge.requests) - asked <= 2, "it is not pestered after a restart"
     bridge.statuses = []
     await trio.sleep(70)
-    assert bodies(bridge) == ["hello"]
+    assert bridge.said == ["hello"]
     healed = await restarted.read(find_progress, "irc")
     assert healed is not None
     assert (healed.failures, healed.since_ms, healed.reason) == (0, 0, "")
@@ -220,7 +202,7 @@ async def test_refused_events_are_parked_and_sent_again_on_demand(
     (poison,) = await say(alice, room_id, "poison")
     await say(alice, room_id, "after")
     await trio.sleep(10)
-    assert bodies(bridge) == ["after"]
+    assert bridge.said == ["after"]
 
     async def parked() -> ParkedItem:
         (item,) = await server.read(list_parked)
@@ -234,7 +216,7 @@ async def test_refused_events_are_parked_and_sent_again_on_demand(
     bridge.refuses = None
     await server.write(set_parked_due, "bridge irc")
     await trio.sleep(10)
-    assert bodies(bridge) == ["after", "poison"]
+    assert bridge.said == ["after", "poison"]
     assert await server.read(list_parked) == []
 
 
@@ -249,7 +231,7 @@ async def test_one_bad_event_among_many_is_found_with_few_requests(
     asked = len(bridge.requests)
     bridge.refuses = "poison"
     await back(federation, bridge)
-    assert bodies(bridge) == texts
+    assert bridge.said == texts
     assert len(bridge.requests) - asked < 30
 
 
@@ -283,4 +265,4 @@ async def test_only_the_status_of_an_answer_counts(bridge: Bridge, alice: Client
     bridge.answer = None
     await say(alice, room_id, "later")
     await trio.sleep(200)
-    assert bodies(bridge)[-1] == "later"
+    assert bridge.said[-1] == "later"

@@ -23,11 +23,6 @@ async def server(federation: Federation, tmp_path: Path) -> Server:
 
 
 @pytest.fixture
-async def alice(server: Server) -> Client:
-    return await server.register("alice")
-
-
-@pytest.fixture
 async def bot(server: Server) -> Client:
     return server.with_token(AS_TOKEN)
 

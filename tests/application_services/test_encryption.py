@@ -33,11 +33,6 @@ async def server(federation: Federation, bridge: Bridge, tmp_path: Path) -> Serv
 
 
 @pytest.fixture
-async def alice(server: Server) -> Client:
-    return await server.register("alice")
-
-
-@pytest.fixture
 async def bot(server: Server) -> Client:
     """Acts for a ghost, whose device has keys."""
     client = server.with_token(AS_TOKEN)

@@ -41,11 +41,6 @@ async def bot(server: Server) -> Client:
     return server.with_token(AS_TOKEN)
 
 
-@pytest.fixture
-async def alice(server: Server) -> Client:
-    return await server.register("alice")
-
-
 async def test_a_room_is_made_when_somebody_asks_for_its_alias(
     federation: Federation, bridge: Bridge, bot: Client, alice: Client
 ) -> None:

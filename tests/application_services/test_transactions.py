@@ -11,7 +11,7 @@ import trio
 from homeserver.database import Transaction
 from homeserver.federation.identifiers import EventID
 from homeserver.rooms.storage import find_stored_by_id
-from tests.support.application_services import AS_TOKEN, Bridge, register, registration
+from tests.support.application_services import Bridge, register, registration
 from tests.support.federation import Federation
 from tests.support.homeservers import Client, Server
 from tests.support.people import create, invite, join, path_of, public_room, say
@@ -20,26 +20,8 @@ GHOST = "@irc_ghost:a.example"
 
 
 @pytest.fixture
-async def server(federation: Federation, bridge: Bridge, tmp_path: Path) -> Server:
-    services = register(tmp_path, registration(receive_ephemeral=True))
-    return await federation.start("a.example", application_services=services)
-
-
-@pytest.fixture
-async def alice(server: Server) -> Client:
-    return await server.register("alice")
-
-
-@pytest.fixture
-async def bot(server: Server) -> Client:
-    client = server.with_token(AS_TOKEN)
-    body = {"type": "m.login.application_service", "username": "irc_ghost"}
-    await client.ok("POST", "register", json=body)
-    return client
-
-
-def bodies(bridge: Bridge) -> list[str]:
-    return [event["content"]["body"] for event in bridge.events if event["type"] == "m.room.message"]
+def server(federated: Server) -> Server:
+    return federated
 
 
 async def bridged_room(alice: Client, bot: Client) -> str:
@@ -54,7 +36,7 @@ async def test_it_gets_the_events_of_rooms_that_its_users_are_in(bridge: Bridge,
     await say(alice, elsewhere, "not for the bridge")
     (event_id,) = await say(alice, room_id, "hello")
     await trio.sleep(1)
-    assert bodies(bridge) == ["hello"]
+    assert bridge.said == ["hello"]
     (hello,) = [event for event in bridge.events if event["type"] == "m.room.message"]
     assert (hello["event_id"], hello["room_id"], hello["sender"]) == (event_id, room_id, alice.user_id)
 
@@ -88,7 +70,7 @@ async def test_it_gets_no_history_that_was_fetched(federation: Federation, bridg
     await bot.ok("GET", path_of(room_id, "messages") + f"?dir=b&user_id={GHOST}")
     await say(bob, room_id, "after")
     await trio.sleep(1)
-    assert bodies(bridge) == ["after"]
+    assert bridge.said == ["after"]
 
 
 async def test_events_arrive_in_order_and_once(bridge: Bridge, alice: Client, bot: Client) -> None:
@@ -96,7 +78,7 @@ async def test_events_arrive_in_order_and_once(bridge: Bridge, alice: Client, bo
     texts = [f"{number}" for number in range(250)]
     await say(alice, room_id, *texts)
     await trio.sleep(1)
-    assert bodies(bridge) == texts
+    assert bridge.said == texts
     assert max(len(body["events"]) for _, body in bridge.transactions) <= 100
 
 
@@ -113,7 +95,7 @@ async def test_a_transaction_is_repeated_under_its_id_until_it_is_taken(
     await trio.sleep(10)
     paths = [path for _, path in bridge.requests[asked:]]
     assert paths[0] == paths[1] == paths[2] != paths[3]
-    assert bodies(bridge) == ["hello", "later"]
+    assert bridge.said == ["hello", "later"]
 
 
 async def test_nothing_is_lost_while_the_bridge_is_away(
@@ -127,7 +109,7 @@ async def test_nothing_is_lost_while_the_bridge_is_away(
         await trio.sleep(30)
     federation.network.join("bridge.example", bridge)
     await trio.sleep(120)
-    assert bodies(bridge) == ["0", "1", "2", "3", "4"]
+    assert bridge.said == ["0", "1", "2", "3", "4"]
 
 
 async def test_a_crash_loses_nothing_and_repeats_what_was_under_way_under_the_same_id(
@@ -145,7 +127,7 @@ async def test_a_crash_loses_nothing_and_repeats_what_was_under_way_under_the_sa
     services = register(tmp_path, registration(receive_ephemeral=True))
     await federation.start("a.example", application_services=services)
     await trio.sleep(60)
-    assert bodies(bridge) == ["under way", "waiting"]
+    assert bridge.said == ["under way", "waiting"]
     first, *rest = [path for _, path in bridge.requests[asked:]]
     assert first in rest
 
@@ -161,7 +143,7 @@ async def test_an_event_that_the_bridge_refuses_does_not_hold_up_later_ones(
     await say(alice, room_id, "poison", "last")
     bridge.statuses = [200, 400, 400]
     await trio.sleep(60)
-    assert bodies(bridge) == ["first", "last"]
+    assert bridge.said == ["first", "last"]
 
 
 async def test_an_event_that_the_disk_has_damaged_does_not_hold_up_later_ones(
@@ -176,7 +158,7 @@ async def test_an_event_that_the_disk_has_damaged_does_not_hold_up_later_ones(
     await server.write(damage, damaged)
     federation.network.join("bridge.example", bridge)
     await trio.sleep(120)
-    assert bodies(bridge) == ["first", "before", "after"]
+    assert bridge.said == ["first", "before", "after"]
 
 
 def damage(tx: Transaction, event_id: str) -> None:
@@ -202,8 +184,8 @@ async def test_a_dead_bridge_delays_no_other(federation: Federation, tmp_path: P
     await server.with_token("1").ok("POST", f"join/{room_id}", json={})
     await say(carol, room_id, "hello")
     await trio.sleep(0.5)
-    assert bodies(alive) == ["hello"]
-    assert bodies(dead) == []
+    assert alive.said == ["hello"]
+    assert dead.said == []
 
 
 async def test_it_gets_typing_receipts_and_presence_if_it_asks_for_them(
@@ -244,7 +226,7 @@ async def test_a_bridge_that_knows_only_the_older_paths_is_reached(bridge: Bridg
     await trio.sleep(1)
     paths = [path for _, path in bridge.requests[asked:]]
     assert paths[0] == f"/_matrix/app/v1{paths[1]}"
-    assert bodies(bridge) == ["hello"]
+    assert bridge.said == ["hello"]
 
 
 async def test_joins_are_seen_at_once_by_a_bridge_with_a_namespace_of_rooms(

@@ -73,6 +73,11 @@ class Bridge:
         return [event for _, body in dict(self.transactions).items() for event in body["events"]]
 
     @property
+    def said(self) -> list[str]:
+        """The texts of the messages among these events."""
+        return [event["content"]["body"] for event in self.events if event["type"] == "m.room.message"]
+
+    @property
     def ephemeral(self) -> list[dict[str, Any]]:
         """The ephemeral data of all transactions that were taken."""
         return [each for _, body in self.transactions for each in body.get("ephemeral", [])]

@@ -20,17 +20,6 @@ SUBJECT = "248289761001"
 REDIRECT = "/_matrix/client/v3/login/sso/redirect"
 
 
-@pytest.fixture
-def provider(federation: Federation) -> OpenIDProvider:
-    return OpenIDProvider.on(federation.network)
-
-
-@pytest.fixture
-async def server(federation: Federation, provider: OpenIDProvider) -> Server:
-    """A server with one provider."""
-    return await federation.start("a.example", sso=[provider.settings()])
-
-
 async def use(server: Server, token: str) -> str:
     """Logs in with a login token. Returns the user ID."""
     answer = await server.anonymous.ok("POST", "login", json={"type": "m.login.token", "token": token})

@@ -24,16 +24,6 @@ SUBJECT = "248289761001"
 
 
 @pytest.fixture
-def provider(federation: Federation) -> OpenIDProvider:
-    return OpenIDProvider.on(federation.network)
-
-
-@pytest.fixture
-async def server(federation: Federation, provider: OpenIDProvider) -> Server:
-    return await federation.start("a.example", sso=[provider.settings()])
-
-
-@pytest.fixture
 async def alice(server: Server, provider: OpenIDProvider) -> Client:
     """A client of a person who has no password here."""
     token = login_token_of(await Browser(server, provider).log_in())

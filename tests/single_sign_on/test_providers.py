@@ -19,16 +19,6 @@ from tests.support.openid_provider import CLIENT_SECRET, Browser, OpenIDProvider
 UNUSABLE = "Example ID cannot be used at the moment"
 
 
-@pytest.fixture
-def provider(federation: Federation) -> OpenIDProvider:
-    return OpenIDProvider.on(federation.network)
-
-
-@pytest.fixture
-async def server(federation: Federation, provider: OpenIDProvider) -> Server:
-    return await federation.start("a.example", sso=[provider.settings()])
-
-
 async def is_refused(server: Server, provider: OpenIDProvider) -> bool:
     """Returns whether a log-in ends with the page that says that the provider cannot be used."""
     answer = await Browser(server, provider).log_in()

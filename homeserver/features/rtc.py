@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from homeserver.api.routes import Routes
-from homeserver.authenticate import Requester
+from homeserver.authenticate import Requester, get_account_flags
 from homeserver.config import read_secret
 from homeserver.encoding import to_json
 from homeserver.errors import MatrixError, bad_json, not_found
@@ -143,6 +143,8 @@ async def _let_in(hs: Resources, user_id: UserID, room: str, identity: str) -> J
     if server_name == hs.server_name or {server_name, "*"} & set(rtc.full_access):
         await _create_room(hs, room)
     grant = {"room": room, "roomJoin": True, "canPublish": True, "canSubscribe": True, "canUpdateOwnMetadata": True}
+    if (await hs.database.read(get_account_flags, user_id)).is_shadow_banned:
+        grant |= {"canPublish": False, "canPublishData": False, "canUpdateOwnMetadata": False, "hidden": True}
     return {"url": rtc.livekit_url, "jwt": _sign(hs, {"sub": identity, "video": grant}, TOKEN_LIFETIME_S)}
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from homeserver.authenticate import hash_token, new_token
+from homeserver.authenticate import get_account_flags, hash_token, new_token
 from homeserver.database import Schema, Step, Transaction
 from homeserver.federation.identifiers import UserID
 from homeserver.moments import is_ahead
@@ -74,7 +74,10 @@ def create_proof(
 
 
 def find_proven(tx: Transaction, purpose: Purpose, token: str) -> UserID | None:
-    """Returns whose token it is; None if it is not valid, or the account or the device that asked for it is gone."""
+    """Returns whose token it is; None if it is not valid, or the account or the device that asked for it is gone.
+
+    It proves nothing while the account is locked.
+    """
     row = tx.one(
         "SELECT user_nid, device_id, expires_ms FROM proof_tokens WHERE token_hash = ? AND purpose = ?",
         hash_token(token), purpose,
@@ -84,7 +87,8 @@ def find_proven(tx: Transaction, purpose: Purpose, token: str) -> UserID | None:
     user_id = UserID(tx.name(row[0]))
     if row[1] and find_device(tx, user_id, row[1]) is None:
         return None
-    return user_id if is_active(tx, user_id) else None
+    is_usable = is_active(tx, user_id) and not get_account_flags(tx, user_id).is_locked
+    return user_id if is_usable else None
 
 
 def delete_proof(tx: Transaction, token: str) -> None:

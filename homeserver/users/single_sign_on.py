@@ -95,12 +95,16 @@ class AttemptStep(IntEnum):
 
 
 class Person(msgspec.Struct, frozen=True):
-    """A person who has logged in at a provider. username: a suggestion; email: a verified one. Both may be empty."""
+    """A person who has logged in at a provider. username: a suggestion; email: a verified one. Both may be empty.
+
+    is_named: whether the provider vouches for what the username is made of.
+    """
 
     subject: str
     username: str = ""
     display_name: str = ""
     email: str = ""
+    is_named: bool = True
 
 
 class Attempt(msgspec.Struct, frozen=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import trio
 
+from homeserver.authenticate import AccountFlags, store_account_flags
 from tests.support.homeservers import Homeservers
 
 USERINFO = "/_matrix/federation/v1/openid/userinfo"
@@ -33,6 +34,17 @@ async def test_a_token_is_for_nothing_else(homeservers: Homeservers) -> None:
     assert await server.anonymous.refused("GET", USERINFO) == (401, "M_MISSING_TOKEN")
     for_alice = f"user/{alice.user_id}/openid/request_token"
     assert await bob.refused("POST", for_alice, json={}) == (403, "M_FORBIDDEN")
+
+
+async def test_a_token_proves_nothing_while_its_account_is_locked(homeservers: Homeservers) -> None:
+    server = await homeservers.start()
+    alice = await server.register("alice")
+    asked = await alice.ok("POST", f"user/{alice.user_id}/openid/request_token", json={})
+    told = f"{USERINFO}?access_token={asked['access_token']}"
+    await server.write(store_account_flags, alice.user_id, AccountFlags(is_locked=True))
+    assert await server.anonymous.refused("GET", told) == (401, "M_UNKNOWN_TOKEN")
+    await server.write(store_account_flags, alice.user_id, AccountFlags())
+    assert await server.anonymous.ok("GET", told) == {"sub": alice.user_id}
 
 
 async def test_a_token_ends_with_the_device_that_asked_for_it(homeservers: Homeservers) -> None:

@@ -18,6 +18,7 @@ from joserfc.jwk import OctKey
 
 from homeserver.config import Config, ConfigError, Rtc
 from homeserver.federation.identifiers import ServerName
+from homeserver.users.administration import set_shadow_banned
 from tests.support.federation import Federation
 from tests.support.homeservers import Client, Homeservers, Server, now_ms
 from tests.support.stranger import Stranger
@@ -116,6 +117,17 @@ async def test_older_clients_name_no_slot(federation: Federation, livekit: LiveK
     told = read_token((await server.anonymous.ok("POST", f"{SERVICE}/sfu/get", json=body))["jwt"])
     assert told["sub"] == f"{alice.user_id}:PHONE"
     assert told["video"]["room"] == livekit.rooms[0]["name"] == digest(ROOM, "m.call#ROOM")
+
+
+async def test_a_shadow_banned_user_comes_in_and_reaches_nobody(
+    federation: Federation, livekit: LiveKit, tmp_path: Path
+) -> None:
+    server = await federation.start("a.example", rtc=rtc(tmp_path))
+    mallory = await server.register("mallory")
+    await server.write(set_shadow_banned, mallory.user_id, True)
+    video = read_token((await get_token(server, mallory))["jwt"])["video"]
+    assert (video["roomJoin"], video["canPublish"], video["canUpdateOwnMetadata"]) == (True, False, False)
+    assert (video["canPublishData"], video["hidden"]) == (False, True)
 
 
 @pytest.mark.parametrize(("full_access", "rooms"), [((), 0), (("b.example",), 1), (("*",), 1)])

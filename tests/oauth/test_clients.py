@@ -123,6 +123,8 @@ def test_redirect_uris_of_the_client_are_registered(kind: str, uri: str) -> None
         ("native", "example:/callback"),
         ("native", "com.example.app://callback"),
         ("native", "com.example2:/callback"),
+        ("native", "com.example.a;b:/callback"),
+        ("native", "com.example.a@b:/callback"),
         ("native", "com.evil:/callback"),
         ("native", "https://localhost/callback"),
         ("native", "http://localhost:1234/callback"),

@@ -212,6 +212,22 @@ async def test_accounts_of_administrators_and_guests_are_not_linked_by_name(
     assert await server.read(list_external_ids, ALICE) == []
 
 
+@pytest.mark.parametrize(("verified", "is_linked"), [(True, True), (False, False), (None, False)])
+async def test_an_unverified_email_address_links_no_existing_account(
+    federation: Federation, provider: OpenIDProvider, verified: bool | None, is_linked: bool
+) -> None:
+    settings = provider.settings(allow_existing_users=True, localpart_template="{email|localpart}")
+    server = await federation.start("a.example", sso=[settings])
+    await server.register("alice")
+    provider.claims |= {"email": "alice@elsewhere.example", "email_verified": verified}
+    answer = await Browser(server, provider).log_in()
+    if is_linked:
+        assert await use(server, login_token_of(answer)) == ALICE
+    else:
+        assert "Choose your username." in text_of(answer)
+    assert bool(await server.read(list_external_ids, ALICE)) == is_linked
+
+
 def test_localparts_are_mapped_as_the_appendix_says() -> None:
     """Spec: appendices/#mapping-from-other-character-sets"""
     assert map_to_localpart("Alice.B-c_d/+") == "alice.b-c_d/+"

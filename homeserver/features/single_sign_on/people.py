@@ -35,13 +35,16 @@ def claims_of(provider: SsoProvider) -> frozenset[str]:
 
 
 def person_of(provider: SsoProvider, claims: JsonObject) -> Person:
-    """Returns the person whom verified claims are about. The email address is left out unless it is verified."""
+    """Returns the person whom verified claims are about. The email address is left out unless it is verified.
+
+    A username that is made of an unverified address is a suggestion only: anybody may have entered that address.
+    """
     name = fill(provider.display_name_template, claims)[: limits.users.DISPLAYNAME_CHARACTERS_MAX]
-    email = ""
-    if claims.get("email_verified") in (True, "true"):  # some providers send text
-        email = fill(provider.email_template, claims)
+    is_verified = claims.get("email_verified") in (True, "true")  # some providers send text
+    email = fill(provider.email_template, claims) if is_verified else ""
+    is_named = is_verified or all(claim != "email" for claim, _ in _PLACE.findall(provider.localpart_template))
     username = map_to_localpart(fill(provider.localpart_template, claims))[:_SUGGESTED_MAX]
-    return Person(claims["sub"], username, name if name.isprintable() else "", email)
+    return Person(claims["sub"], username, name if name.isprintable() else "", email, is_named)
 
 
 def fill(template: str, claims: JsonObject) -> str:
@@ -73,7 +76,7 @@ def find_account(tx: Transaction, provider: SsoProvider, person: Person) -> User
     M_USER_DEACTIVATED or M_USER_LOCKED if theirs may not be used.
     """
     known = find_by_external_id(tx, provider.id, person.subject)
-    if known is None and provider.allow_existing_users and person.username:
+    if known is None and provider.allow_existing_users and person.username and person.is_named:
         known = _link_existing(tx, provider, person)
     if known is not None:
         check_may_log_in(tx, known)

@@ -16,6 +16,7 @@ ApplicationType = Literal["web", "native"]
 
 # What RFC 3986 allows, so that browsers and Python cut a URI at the same places.
 _URI = re.compile(r"[A-Za-z0-9\-._~:/?\[\]@!$&'()*+,;=%]+")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _HOST = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
 _LOOPBACK = re.compile(r"(http://(?:localhost|127\.0\.0\.1|\[::1\]))(?::([0-9]{1,5}))?([/?].*)?")
 
@@ -52,7 +53,7 @@ def check_redirect_uri(text: object, client_host: str, application_type: Applica
             )
         return
     reverse = ".".join(reversed(client_host.split(".")))
-    if "." not in client_host or not f"{scheme.lower()}.".startswith(f"{reverse}."):
+    if "." not in client_host or not f"{scheme.lower()}.".startswith(f"{reverse}.") or not _SCHEME.fullmatch(scheme):
         raise InvalidUri(f"The scheme of a redirect URI must begin with {reverse}, the reverse of the client_uri.")
     if rest.startswith("//"):
         raise InvalidUri("A redirect URI with a scheme of its own must have no authority: write one slash, or none.")

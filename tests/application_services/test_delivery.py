@@ -192,6 +192,24 @@ async def test_a_pause_survives_a_restart(
     assert (healed.failures, healed.since_ms, healed.reason) == (0, 0, "")
 
 
+async def test_a_bridge_that_is_back_and_pings_waits_no_longer(
+    federation: Federation, bridge: Bridge, server: Server, alice: Client, bot: Client
+) -> None:
+    room_id = await public_room(alice)
+    await bot.ok("POST", f"join/{room_id}?user_id={GHOST}", json={})
+    await away(federation)
+    await say(alice, room_id, "hello")
+    await trio.sleep(3600)
+    federation.network.join("bridge.example", bridge)
+    assert bridge.said == []
+    await bot.ok("POST", "/_matrix/client/v1/appservice/irc/ping", json={})
+    await trio.sleep(0.1)
+    assert bridge.said == ["hello"]
+    position = server.hs.stream.position
+    await bot.ok("POST", "/_matrix/client/v1/appservice/irc/ping", json={})
+    assert server.hs.stream.position == position  # nothing is written if nothing waits
+
+
 async def test_refused_events_are_parked_and_sent_again_on_demand(
     bridge: Bridge, server: Server, alice: Client, bot: Client
 ) -> None:

@@ -8,7 +8,8 @@ Theory of operation
 - The row says up to which position of the stream the service has everything, and where the transaction under way ends.
   The latter is stored before anything is sent, so after a crash the same events are sent under the same ID.
 - A service that cannot be reached, or fails, gets the same transaction again after a pause that doubles up to
-  RETRY_S_MAX. The pause is in the row too, so a restart does not shorten it. `homeserver bridge retry` ends it.
+  RETRY_S_MAX. The pause is in the row too, so a restart does not shorten it. `homeserver bridge retry` ends it,
+  and so does a ping that arrives: bridges send one when they start.
 - What it refuses (400, 413 and the like) it would refuse again. The span is cut in halves, with new IDs, until a single
   position is refused. That one is parked: noted for administrators, who can have it sent again, and left out. So no
   event can keep a bridge from all later ones. The same happens to what cannot be read, because the disk has damaged it.

@@ -11,6 +11,7 @@ from homeserver.authenticate import Requester
 from homeserver.encoding import to_json
 from homeserver.errors import MatrixError, forbidden
 from homeserver.feature import JsonObject
+from homeserver.features.application_services.storage import delete_pause, find_progress
 from homeserver.federation.wire import WireError
 from homeserver.remote.application_services import request
 from homeserver.resources import Resources
@@ -43,4 +44,8 @@ async def ping_appservice(hs: Resources, requester: Requester, appservice_id: st
         refusal = MatrixError(502, "M_BAD_STATUS", f"The application service answered with status {response.status}.")
         refusal.extra |= {"status": response.status, "body": response.body[:_BODY_SHOWN_MAX].decode("utf-8", "replace")}
         raise refusal
-    return {"duration_ms": int((trio.current_time() - begun_s) * 1000)}
+    duration_ms = int((trio.current_time() - begun_s) * 1000)
+    progress = await hs.database.read(find_progress, service.id)
+    if progress is not None and progress.failures:  # it was away, and is back: what waits for it need not wait on
+        await hs.database.write(delete_pause, service.id)
+    return {"duration_ms": duration_ms}

@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+import trio
 
 from homeserver.config import BlobsSection, DatabaseSection
 from homeserver.database import Transaction
@@ -86,6 +87,7 @@ async def harmed(server: Server, client: Client, harm: Harm) -> tuple[RoomID, Ro
     room_id, other = await server.make_room(client), await server.make_room(client)
     event_ids = [await send(client, room_id, number) for number in range(5)]
     await send(client, other, 99)
+    await trio.sleep(1)  # whatever follows the stream has read the events by then
     await server.write(harm, room_id, event_ids[2])
     await server.read(_empty_caches)
     return room_id, other, event_ids[2]

@@ -22,6 +22,7 @@ from homeserver.rooms.archiving import verify_block
 from homeserver.testing import config_for_tests
 from tests.support.archive import archive_all
 from tests.support.object_store import Objects, running_object_store
+from tests.support.quiet import until_quiet
 
 pytestmark = pytest.mark.sockets
 
@@ -62,6 +63,7 @@ async def test_an_archive_in_a_full_or_slow_store_loses_nothing_and_holds_nobody
 ) -> None:
     async with opened(tmp_path, monkeypatch) as (hs, alice, objects):
         room_id = await chat(alice)
+        await until_quiet()
         objects.is_full = True
         with trio.fail_after(30), pytest.raises(BlobError):
             await archive_all(hs)
@@ -93,6 +95,7 @@ async def test_a_block_that_an_object_store_has_lost_or_damaged_is_named_and_the
 ) -> None:
     async with opened(tmp_path, monkeypatch) as (hs, alice, objects):
         rooms = [await chat(alice) for _ in range(3)]
+        await until_quiet()
         await archive_all(hs)
         lost, damaged, good = [await block_of(hs, room_id) for room_id in rooms]
         del objects[f"prefix/{lost.blob}"]

@@ -70,6 +70,7 @@ async def test_a_lost_recipe_is_found_a_year_later(federation: Federation) -> No
     await wait_text(bob, recipes, "I had qwen3.6 translate it: a café classic")
     wrong = await send_text(bob, recipes, "Never boil the morels")
     secret = await send_text(bob, recipes, "The chanterelles grow behind the old mill")
+    await wait_text(alice, recipes, "The chanterelles grow behind the old mill")
     await send_text(alice, board, "Bob's chanterelle soup wins the prize, do not tell him")
 
     # A year goes by, with other talk. Whatever is old has moved into the archive, on both servers.

@@ -124,17 +124,15 @@ class BlobsSection(Section, frozen=True):
 
 
 class AtRest(Section, frozen=True):
-    """What is sealed in the database and the blobs. Nothing that is sealed already depends on it."""
+    """What is sealed in the database and the blobs. Nothing that is sealed already depends on it.
 
-    master_key_file: str = "master.key"
+    master_key_file: see `Config.master_key_path`.
+    """
+
+    master_key_file: str = ""
     events: bool = True
     media: bool = True
     archive: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.master_key_file:
-            raise ConfigError("at_rest.master_key_file must name a file")
 
 
 class ArchiveSection(Section, frozen=True):
@@ -440,6 +438,15 @@ class Config(Section, frozen=True):
     def data_path(self, name: str) -> Path:
         """Returns the path of something in `data_dir`; an absolute `name` is returned unchanged."""
         return Path(self.data_dir).absolute() / name
+
+    @property
+    def master_key_path(self) -> Path:
+        """The file of the master key: unless configured, `master.key` beside the signing key.
+
+        Nodes that share a database share both keys, and may have nothing else in common on their disks.
+        """
+        configured = self.at_rest.master_key_file
+        return self.data_path(configured or str(Path(self.federation.signing_key_file).with_name("master.key")))
 
 
 def is_loopback(host: str) -> bool:

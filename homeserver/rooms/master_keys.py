@@ -3,8 +3,8 @@
 Theory of operation. It comes from the first of these places that has one:
 
     the environment variable HOMESERVER_MASTER_KEY
-    a systemd credential: the file of the name of `at_rest.master_key_file` in $CREDENTIALS_DIRECTORY
-    the file `at_rest.master_key_file`
+    a systemd credential: the file of the name of `Config.master_key_path` in $CREDENTIALS_DIRECTORY
+    the file `Config.master_key_path`
 
 The database has the fingerprints of the master keys that it needs, so a wrong or missing one is noticed at the start:
 
@@ -47,7 +47,7 @@ async def open_master_keys(
     Raises ConfigError if one that the database needs is missing, or if a source is damaged.
     """
     needed = await database.read(list_needed_masters)
-    path = config.data_path(config.at_rest.master_key_file)
+    path = config.master_key_path
     if find_fixed_source(config, environment) is None and not needed and _is_used(config) and not path.exists():
         check_folder(config, environment)
         _create(path)
@@ -59,7 +59,7 @@ def check_folder(config: Config, environment: Mapping[str, str] = os.environ) ->
 
     It may be where a disk is mounted: a key that was made beneath the mount could not be found again.
     """
-    folder = config.data_path(config.at_rest.master_key_file).parent
+    folder = config.master_key_path.parent
     if folder != config.data_path("") and not folder.exists() and find_fixed_source(config, environment) is None:
         raise ConfigError(f"{_KEY}: the folder {folder} does not exist: create it, or configure another one")
 
@@ -69,7 +69,7 @@ def load_keys(config: Config, needed: Collection[str], environment: Mapping[str,
 
     Raises ConfigError if one of these is missing, or if a source is damaged.
     """
-    path = config.data_path(config.at_rest.master_key_file)
+    path = config.master_key_path
     keys = MasterKeys(lambda: read_keys(config, environment), describe_source(config, environment))
     check_keys(needed, keys, path.exists() or find_fixed_source(config, environment) is not None)
     return keys
@@ -79,7 +79,7 @@ def find_exposed(config: Config, environment: Mapping[str, str] = os.environ) ->
     """Returns the file that holds the keys, if every user of this machine can read it."""
     if environment.get(VARIABLE):
         return None
-    path = _credential(config, environment) or config.data_path(config.at_rest.master_key_file)
+    path = _credential(config, environment) or config.master_key_path
     return path if path.is_file() and path.stat().st_mode & 0o007 else None
 
 
@@ -111,7 +111,7 @@ def find_fixed_source(config: Config, environment: Mapping[str, str] = os.enviro
 
 def describe_source(config: Config, environment: Mapping[str, str] = os.environ) -> str:
     """Returns where the keys come from, in words."""
-    return find_fixed_source(config, environment) or str(config.data_path(config.at_rest.master_key_file))
+    return find_fixed_source(config, environment) or str(config.master_key_path)
 
 
 def read_keys(config: Config, environment: Mapping[str, str] = os.environ) -> list[MasterKey]:
@@ -119,7 +119,7 @@ def read_keys(config: Config, environment: Mapping[str, str] = os.environ) -> li
     value = environment.get(VARIABLE)
     if value:
         return _parse(value, f"the environment variable {VARIABLE}")
-    path = _credential(config, environment) or config.data_path(config.at_rest.master_key_file)
+    path = _credential(config, environment) or config.master_key_path
     try:
         if not path.is_file() and path.exists():  # reading a pipe or a device might never end
             raise ConfigError(f"{_KEY}: {path} is not a file")
@@ -150,7 +150,7 @@ def _credential(config: Config, environment: Mapping[str, str]) -> Path | None:
     folder = environment.get(_CREDENTIALS_DIRECTORY)
     if not folder:
         return None
-    path = Path(folder) / Path(config.at_rest.master_key_file).name
+    path = Path(folder) / config.master_key_path.name
     return path if path.exists() else None
 
 

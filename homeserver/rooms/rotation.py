@@ -93,7 +93,7 @@ def _choose_new(
 
 
 def _replace_file(config: Config, keys: list[MasterKey]) -> None:
-    path = config.data_path(config.at_rest.master_key_file)
+    path = config.master_key_path
     try:
         replace_file(path, format_keys(keys))
     except OSError as error:

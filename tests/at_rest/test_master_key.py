@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from homeserver import Config
-from homeserver.config import AtRest, ConfigError
+from homeserver.config import AtRest, ConfigError, FederationSection
 from homeserver.process.sealing import MasterKey, new_secret
 from homeserver.rooms.master_keys import VARIABLE, describe_source, format_keys, read_keys
 from homeserver.testing import one_server
@@ -35,6 +35,19 @@ async def test_the_file_is_created_at_the_first_start_for_its_owner_only(tmp_pat
     text = path.read_text()
     await start(tmp_path)
     assert path.read_text() == text
+
+
+async def test_unless_configured_the_file_lies_beside_the_signing_key(tmp_path: Path) -> None:
+    """So do those of several nodes, which share the signing key."""
+    keys = tmp_path / "keys"
+    keys.mkdir()
+    for node in ("one", "two"):
+        federation = FederationSection(signing_key_file=str(keys / "signing.key"))
+        async with one_server("a.example", folder=tmp_path / node, federation=federation):
+            assert {path.name for path in keys.iterdir()} == {"signing.key", "master.key"}
+    assert config(tmp_path).master_key_path == file_of(tmp_path)
+    moved = Config(server_name="a.example", data_dir=str(tmp_path), at_rest=AtRest(master_key_file="other.key"))
+    assert moved.master_key_path == tmp_path / "other.key"
 
 
 async def test_no_file_is_created_if_nothing_is_to_be_sealed(tmp_path: Path) -> None:

@@ -26,13 +26,13 @@ def to_json(value: Any, *, sort_keys: bool = False) -> bytes:
         ).encode()
 
 
-def is_intact(stored: object, kind: str) -> bool:
+def is_intact(stored: object, kind: str, first: bytes = b"{") -> bool:
     """Returns whether stored bytes are a JSON object, so that they can be spliced into an answer. Logs if they are not.
 
-    Takes a third of the time of decoding them.
+    first: the bytes with which the JSON may begin. Takes a third of the time of decoding it.
     """
     try:
-        if isinstance(stored, bytes) and stored.startswith(b"{"):
+        if isinstance(stored, bytes) and stored[:1] in first and stored:
             stored.decode()
             _SKIP.decode(stored)
             return True

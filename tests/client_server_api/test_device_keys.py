@@ -181,6 +181,14 @@ async def test_one_time_keys_are_issued_for_the_requested_algorithm_only(homeser
     assert await claim(alice, device) != {}
 
 
+async def test_a_one_time_key_without_a_signature_is_issued_too(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+    device = await device_of(alice)
+    key = {"curve25519:A": device.keys()["keys"][f"curve25519:{alice.device_id}"]}
+    await alice.ok("POST", "keys/upload", json={"one_time_keys": key})
+    assert await claim(alice, device, "curve25519") == key
+
+
 async def test_repeating_a_key_upload_adds_nothing(homeserver: Server) -> None:
     """The answer to the first one may have been lost."""
     alice = await homeserver.register("alice")

@@ -198,7 +198,8 @@ def issue_keys(tx: Transaction, claims: Iterable[Claim]) -> list[IssuedKey]:
     Keys that are damaged are not issued.
     """
     issued = (_delete_first_key(tx, claim) or _find_fallback_key(tx, claim) for claim in claims)
-    return [each for each in issued if each is not None and is_intact(each.key, "one-time key")]
+    # A key that is not signed is a string.
+    return [each for each in issued if each is not None and is_intact(each.key, "one-time key", b'{"')]
 
 
 def list_claimed(tx: Transaction, since: int, upto: int) -> set[tuple[UserID, str]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from homeserver.database import Transaction
 from homeserver.federation.event import Event
-from homeserver.federation.identifiers import EventID, UserID
+from homeserver.federation.identifiers import EventID, UserID, server_name_of
 from homeserver.rooms import state_tree
 from homeserver.rooms.client_event import own_member_event, stripped_event
 from homeserver.rooms.heads import Head, StateKey, replace_head, state_position, store_resolved_head
@@ -88,8 +88,27 @@ def advance_past(tx: Transaction, head: Head, followed: Collection[int]) -> None
 
 
 def leave_head(tx: Transaction, head: Head, state: StateAt) -> None:
-    """Drops the extremities of an earlier stay, which nothing follows any more. `state` becomes the room's state."""
-    _replace_state(tx, head, store_state(tx, state), (), 0)
+    """Drops the extremities of an earlier stay, which nothing follows any more. `state` becomes the room's state.
+
+    If that state lacks what our own users did last, other servers may hear of it later or never: the extremities stay,
+    so that our next event follows both, and all servers resolve the same states.
+    """
+    root = store_state(tx, state)
+    if _is_behind(tx, head.state_root, root):
+        _replace_state(tx, head, root, tuple(zip(head.extremities, head.extremity_ids, strict=True)), head.depth)
+    else:
+        _replace_state(tx, head, root, (), 0)
+
+
+def _is_behind(tx: Transaction, ours: bytes, given: bytes) -> bool:
+    """Returns whether a given state has an earlier member event of one of our users than ours."""
+    member_nid = tx.intern("m.room.member")
+    earlier = [
+        key[1]
+        for key, (old, new) in state_tree.changed(tx, ours, given).items()
+        if key[0] == member_nid and old is not None and new is not None and new < old
+    ]
+    return any(server_name_of(user_id) == tx.server.name for user_id in tx.names(earlier).values())
 
 
 def _replace_state(

@@ -120,7 +120,9 @@ def receive_event(
 def adopt_room(
     tx: Transaction, join: Event, create_id: EventID | None, state_ids: Collection[EventID]
 ) -> Received | Missing:
-    """Enters a room by a join that a resident server accepted, with the state it gave. The join is the only extremity.
+    """Enters a room by a join that a resident server accepted, with the state it gave.
+
+    The join is the only extremity, unless the resident has not heard yet that some of our users have left.
 
     create_id, state_ids: stored events (`store_outliers`). Raises MatrixError 403 if that state does not allow the
     join, 502 if it is not a state of that room. In both cases nothing changes.

@@ -28,7 +28,7 @@ class Wire:
     def __init__(self, target: str) -> None:
         self._target = target
         self._is_held = threading.Event()
-        self._delay_s = 0.0
+        self._delay_s = self._hint_delay_s = 0.0
         self._ends: list[socket.socket] = []
         self._server = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.port: int = self._server.getsockname()[1]
@@ -42,6 +42,10 @@ class Wire:
         """Whatever passes takes so much longer, in each direction."""
         self._delay_s = delay_s
 
+    def delay_hints(self, delay_s: float) -> None:
+        """What PostgreSQL notifies the node of takes so much longer, and nothing else."""
+        self._hint_delay_s = delay_s
+
     def cut(self) -> None:
         """All connections break. New ones are possible."""
         for end in self._ends[:]:
@@ -50,7 +54,7 @@ class Wire:
 
     def heal(self) -> None:
         """Everything passes again. Connections that were held break, as if a firewall had forgotten them."""
-        self._delay_s = 0.0
+        self._delay_s = self._hint_delay_s = 0.0
         if self._is_held.is_set():
             self.cut()
             self._is_held.clear()
@@ -74,7 +78,16 @@ class Wire:
             client.close()
             return
         self._ends += [client, target]
-        _join(client, target, self._wait)
+        listens = threading.Event()
+
+        def wait(data: bytes, is_asked: bool) -> None:
+            self._wait()
+            if is_asked and b"LISTEN " in data.upper():
+                listens.set()
+            if listens.is_set() and not is_asked:
+                time.sleep(self._hint_delay_s)
+
+        _join(client, target, wait)
         for end in (client, target):
             self._ends.remove(end)
             end.close()
@@ -204,13 +217,17 @@ class Entry:
         client.close()
 
 
-def _join(one: socket.socket, other: socket.socket, wait: Callable[[], None] = lambda: None) -> None:
-    """Forwards in both directions until either end is closed. wait: called before each piece passes."""
+def _join(one: socket.socket, other: socket.socket, wait: Callable[[bytes, bool], None] | None = None) -> None:
+    """Forwards in both directions until either end is closed.
+
+    wait: called with each piece, and whether the first end sends it, before it passes.
+    """
 
     def forward(source: socket.socket, sink: socket.socket) -> None:
         with suppress(OSError):
             while data := source.recv(65536):
-                wait()
+                if wait is not None:
+                    wait(data, source is one)
                 sink.sendall(data)
         for end in (source, sink):
             with suppress(OSError):

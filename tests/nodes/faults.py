@@ -24,7 +24,8 @@ class Faults:
         kinds: list[Callable[[], None]] = []
         while not self.over.wait(self.chance.uniform(0.5, 2)):
             if not kinds:  # each kind comes before any comes again
-                kinds = [self._kill, self._pause, self._hold, self._cut, self._slow_down, self._restart_database]
+                kinds = [self._kill, self._pause, self._hold, self._cut, self._slow_down]
+                kinds += [self._delay_hints, self._restart_database]
                 self.chance.shuffle(kinds)
             kinds.pop()()
 
@@ -62,6 +63,13 @@ class Faults:
         self._note(node, "has a slow network to the database")
         node.wire.slow_down(0.03)
         self._wait(1, 4)
+        node.wire.heal()
+
+    def _delay_hints(self) -> None:
+        node = self.chance.choice(self.nodes.nodes)
+        self._note(node, "hears late of what other nodes have written")
+        node.wire.delay_hints(self.chance.uniform(0.1, 5))
+        self._wait(2, 8)
         node.wire.heal()
 
     def _restart_database(self) -> None:

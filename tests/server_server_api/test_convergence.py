@@ -206,6 +206,11 @@ def test_servers_agree_on_the_state_after_any_conflict(version: str, steps: list
     run(version, steps, with_timelines=False)
 
 
+def test_a_user_whose_server_comes_back_before_others_hear_that_they_left_has_left_everywhere() -> None:
+    """The resident that lets the server in gives a state in which the user is still there."""
+    run("10", [("leave", 0), ("leave", 1), ("join", 0), ("leave", 0)], with_timelines=False)
+
+
 def test_both_sides_of_a_partition_agree_on_one_topic() -> None:
     steps = [
         ("cut", ("a.example", "b.example")),

@@ -52,7 +52,7 @@ class Crew:
     listeners: list[Listener]
     victim: Listener
     guest: Listener
-    """Of the other homeserver."""
+    """They are at the other homeserver."""
     reader: Reader
     kicker: Kicker
     racers: Racers

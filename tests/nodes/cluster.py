@@ -35,25 +35,25 @@ class Wire:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def hold(self) -> None:
-        """Nothing passes any more, in either direction, and nothing is closed: a cable was pulled."""
+        """Stops all traffic, in both directions, and closes nothing: a cable was pulled."""
         self._is_held.set()
 
     def slow_down(self, delay_s: float) -> None:
-        """Whatever passes takes so much longer, in each direction."""
+        """Delays whatever passes, in each direction."""
         self._delay_s = delay_s
 
     def delay_hints(self, delay_s: float) -> None:
-        """What PostgreSQL notifies the node of takes so much longer, and nothing else."""
+        """Delays what PostgreSQL notifies the node of, and nothing else."""
         self._hint_delay_s = delay_s
 
     def cut(self) -> None:
-        """All connections break. New ones are possible."""
+        """Breaks all connections. New ones are possible."""
         for end in self._ends[:]:
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
 
     def heal(self) -> None:
-        """Everything passes again. Connections that were held break, as if a firewall had forgotten them."""
+        """Lets everything pass again. Connections that were held break, as if a firewall had forgotten them."""
         self._delay_s = self._hint_delay_s = 0.0
         if self._is_held.is_set():
             self.cut()
@@ -139,7 +139,7 @@ class Nodes:
         node.server.start(self.launcher)
 
     def said(self) -> str:
-        """What all programs have said."""
+        """Returns what all programs have said."""
         return "".join(server.said() for server in (*self.servers, self.peer))
 
 

@@ -85,7 +85,7 @@ class Crew:
         return [*self.listeners, self.victim, self.guest]
 
     def _have_heard(self) -> bool:
-        """Whether the listeners have all that was acknowledged in the room of everybody."""
+        """Returns whether the listeners have all that was acknowledged in the room of everybody."""
         sent = {event_id for each in self.senders if each.room_id == self.rooms[0] for event_id in each.sent.values()}
         return all(sent <= set(listener.heard.get(self.rooms[0], ())) for listener in (*self.listeners, self.guest))
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 from tests.end_to_end.launcher import Forked, Launcher
 from tests.end_to_end.programs import Homeserver, Place, free_port, make_place, write_config
@@ -25,7 +25,7 @@ NODES = 3
 class Wire:
     """A port that leads to PostgreSQL's socket. What is harmed is the traffic of one node."""
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: Path) -> None:
         self._target = target
         self._is_held = threading.Event()
         self._delay_s = self._hint_delay_s = 0.0
@@ -45,6 +45,11 @@ class Wire:
     def delay_hints(self, delay_s: float) -> None:
         """Delays what PostgreSQL notifies the node of, and nothing else."""
         self._hint_delay_s = delay_s
+
+    def lead_to(self, target: Path) -> None:
+        """Leads new connections to another server, and breaks those that there are."""
+        self._target = target
+        self.cut()
 
     def cut(self) -> None:
         """Breaks all connections. New ones are possible."""
@@ -73,7 +78,7 @@ class Wire:
         self._wait()
         target = socket.socket(socket.AF_UNIX)
         try:
-            target.connect(self._target)
+            target.connect(str(self._target))
         except OSError:
             client.close()
             return
@@ -149,8 +154,7 @@ def running_nodes(folder: Path) -> Iterator[Nodes]:
     launcher = Launcher()
     with running_cluster(durable=True) as postgres:
         url = urlsplit(postgres.make_database())
-        socket_file = f"{parse_qs(url.query)['host'][0]}/.s.PGSQL.5432"
-        wires = [Wire(socket_file) for _ in range(NODES)]
+        wires = [Wire(postgres.socket_file) for _ in range(NODES)]
         place = make_place(folder)
         nodes = [Node(server, wire) for server, wire in zip(_organise(place, wires, url.path), wires, strict=True)]
         peer = place.organisation("peer")

@@ -177,15 +177,37 @@ def test_people_never_notice_what_happens_to_a_node(crew: Crew) -> None:
     crew.end()
     print(*faults.done, sep="\n")
     assert len(faults.done) > SECONDS / 15
-    check_rooms(crew)
-    check_receipts(crew)
-    check_racers(crew)
+    check(crew, SECONDS)
+
+
+def test_people_lose_nothing_when_a_standby_takes_over_from_the_database(crew: Crew) -> None:
+    standby = crew.nodes.postgres.make_standby()
+    try:
+        crew.begin()
+        crew.over.wait(5)
+        crew.nodes.postgres.throw_away()
+        crew.over.wait(1)
+        standby.promote()
+        for node in crew.nodes.nodes:
+            node.wire.lead_to(standby.socket_file)
+        crew.over.wait(10)
+        crew.end()
+        check(crew, 15)
+    finally:
+        standby.throw_away()
+
+
+def check(crew: Crew, seconds: float) -> None:
+    """Compares what everybody was answered in so many seconds."""
+    check_rooms(crew, seconds)
+    check_receipts(crew, seconds)
+    check_racers(crew, seconds)
     assert crew.senders[-1].missed == [], "what one node has acknowledged, another does not show"
     assert crew.logout.count and crew.logout.late == []
     assert "Traceback" not in crew.nodes.said()
 
 
-def check_rooms(crew: Crew) -> None:
+def check_rooms(crew: Crew, seconds: float) -> None:
     """Each room has the same history at all nodes, with everything that was acknowledged, once and for everybody."""
     device = crew.kicker.owner
     for room_id in crew.rooms:
@@ -196,7 +218,7 @@ def check_rooms(crew: Crew) -> None:
             text: event_id for each in crew.senders if each.room_id == room_id for text, event_id in each.sent.items()
         }
         sent |= dict(crew.kicker.secrets) if room_id == crew.kicker.room_id else {}
-        assert len(sent) > SECONDS
+        assert len(sent) > seconds
         unknown = {text for each in crew.senders if isinstance(each, Impatient) for text in each.unknown}
         counts = Counter(history.values())
         assert {text for text in sent if counts[text] != 1} == set(), "acknowledged, and not there once"
@@ -209,17 +231,17 @@ def check_rooms(crew: Crew) -> None:
     assert set(crew.victim.heard[private]).isdisjoint(crew.kicker.secrets.values()), "said after the kick"
 
 
-def check_receipts(crew: Crew) -> None:
+def check_receipts(crew: Crew, seconds: float) -> None:
     """Whoever listens hears that somebody has read on, never back."""
     order = {event_id: number for number, event_id in enumerate(crew.listeners[0].heard[crew.reader.room_id])}
-    assert len(crew.reader.read) > SECONDS / 10
+    assert len(crew.reader.read) > seconds / 10
     for listener in crew.listeners:
         numbers = [order[event_id] for user_id, event_id in listener.receipts if user_id == crew.reader.device.user_id]
         assert numbers and numbers == sorted(numbers)
 
 
-def check_racers(crew: Crew) -> None:
+def check_racers(crew: Crew, seconds: float) -> None:
     """One name, alias or one-time key has one winner."""
-    assert len(crew.racers.wins) > SECONDS / 10
+    assert len(crew.racers.wins) > seconds / 10
     for what, wins in crew.racers.wins.items():
         assert len(wins) == 1 or (not wins and what in crew.racers.undecided), (what, wins)

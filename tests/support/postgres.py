@@ -76,6 +76,33 @@ class Cluster:
         self._server.send_signal(signal.SIGQUIT)  # "immediate shutdown"
         self._server.wait()
 
+    @property
+    def socket_file(self) -> Path:
+        """The socket at which it listens."""
+        return self._folder / ".s.PGSQL.5432"
+
+    def make_standby(self) -> Cluster:
+        """Starts a server that copies all that is written here. From now on a commit waits until it has that, too."""
+        folder = self._folder / "standby"
+        folder.mkdir(mode=0o700)
+        standby = Cluster(self._binaries, folder, self._user, durable=self._durable)
+        if self._user is not None:
+            os.chown(folder, self._user.pw_uid, self._user.pw_gid)
+        source = f"host={self._folder} user=tester application_name=standby"
+        self._run("pg_basebackup", "-d", source, "-D", str(folder / "data"), "-R", "-c", "fast", "--no-sync")
+        standby.start()
+        self._say("ALTER SYSTEM SET synchronous_standby_names = 'standby'")
+        self._say("SELECT pg_reload_conf()")
+        while self._say("SELECT sync_state FROM pg_stat_replication") != "sync":
+            time.sleep(0.05)
+        return standby
+
+    def promote(self) -> None:
+        """Makes a standby a server of its own, which waits for no other."""
+        self._say("SELECT pg_promote()")
+        self._say("ALTER SYSTEM RESET synchronous_standby_names")
+        self._say("SELECT pg_reload_conf()")
+
     def make_database(self) -> str:
         """The URL of a new, empty database. Its collation is not the C locale: the program must not depend on it."""
         self._databases += 1
@@ -94,12 +121,18 @@ class Cluster:
                 continue
             self._names.remove(name)
 
-    def _run(self, program: str, *arguments: str) -> None:
+    def _say(self, statement: str) -> str:
+        """Returns the first value of the answer."""
+        options = ("-qAt", "-h", str(self._folder), "-U", "tester", "-d", "postgres", "-c", statement)
+        return self._run("psql", *options).strip()
+
+    def _run(self, program: str, *arguments: str) -> str:
         done = subprocess.run(
             [self._binaries / program, *arguments], capture_output=True, text=True, check=False, **self._as_user()
         )
         if done.returncode != 0:
             raise RuntimeError(f"{program}: {done.stderr}")
+        return done.stdout
 
     def _as_user(self) -> dict[str, object]:
         if self._user is None:

@@ -213,7 +213,7 @@ class Client:
     async def _requester(self) -> Requester:
         """Returns the requester as of now: the account may have been locked or deactivated since `open`."""
         hs, cache = self._hs, self._hs.token_cache
-        found: TokenLookup | None = cache.get(self._cache_key, hs.now_ms(), hs.stream.has_news)
+        found: TokenLookup | None = cache.get(self._cache_key, hs.now_ms(), hs.stream.may_have_changed)
         if found is None:
             position = hs.stream.position
             requester = await hs.database.read(_get_requester, self.user_id, self.device_id)

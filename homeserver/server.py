@@ -19,7 +19,7 @@ from typing import Self, TypeVar
 
 import trio
 
-from homeserver import authenticate, limits, remote, sync, users
+from homeserver import authenticate, remote, sync, users
 from homeserver.background import single_error, start_background
 from homeserver.blobs import BlobError, Blobs
 from homeserver.calls import Calls
@@ -248,9 +248,7 @@ class Homeserver:
             heartbeats=identity.heartbeats,
             application_services=identity.application_services,
             outages=database.outages,
-            token_cache=TokenCache(
-                limits.TOKEN_CACHE_AGE_MS_MAX if database.is_shared else limits.TOKEN_CACHE_ALONE_AGE_MS_MAX
-            ),
+            token_cache=TokenCache(),
             rate_limits=RateLimits(rate_limits_of(features)),
             search=search,
             forgetters=_all_of(feature.forget_user for feature in features),

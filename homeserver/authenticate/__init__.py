@@ -4,7 +4,7 @@ Before an operation, `find_requester` identifies the requester and checks that t
 `check_admin`, `check_not_suspended` and `limit_requester` check more. A long request calls `check_token` in a later
 read to see that it is still allowed. `create_tokens` and `replace_tokens` issue tokens, `delete_tokens_of_…` revoke
 them, and `store_account_flags` locks or suspends an account. These take effect with the commit; on other nodes within
-`limits.TOKEN_CACHE_AGE_MS_MAX`.
+two seconds.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Theory of operation. An access token is looked up in the token cache, then in th
 services. An entry of the cache carries the position that the stream had before the database was read. Every write that
 revokes a token or changes an account wakes the user's `tokens_key`, and older entries are not used any more. So a token
 in use costs no read, and a revoked one is refused from the commit on. Other nodes of the same database may hear of it a
-little later: if there are any, no entry is used for longer than `limits.TOKEN_CACHE_AGE_MS_MAX`.
+little later: no entry is used where they may have gone on for over two seconds unheard (`Stream.may_have_changed`).
 
 A token that replaces others (`refresh`) revokes them with its first use, in a write before the request proceeds. If the
 database cannot write, the request proceeds and the token is not cached: a later use revokes them.
@@ -107,7 +107,7 @@ def read_token(request: Request) -> str | None:
 async def _requester_of(hs: Resources, token: str, now_ms: int) -> Requester | None:
     token_hash = hash_token(token)
     cache = hs.token_cache
-    found = cache.get(token_hash, now_ms, hs.stream.has_news)
+    found = cache.get(token_hash, now_ms, hs.stream.may_have_changed)
     if found is None:
         position = hs.stream.position
         found = await hs.database.read(find_token, token_hash)
@@ -133,7 +133,7 @@ async def _confirm(hs: Resources, requester: Requester, position: int) -> None:
 
     position: the stream position before the token was read.
     """
-    if hs.stream.has_news((tokens_key(requester.user_id),), position):
+    if hs.stream.may_have_changed((tokens_key(requester.user_id),), position):
         await hs.database.read(check_device, requester)
 
 

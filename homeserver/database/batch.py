@@ -32,6 +32,7 @@ class Batch(msgspec.Struct, eq=False):
 
     requests: list[Request]
     taken: int  # the highest position ever taken in this process, committed or not; no position is taken twice
+    since: int = 0  # the last position that was committed before this batch
     position: int | None = None  # the last position committed with this batch, None if it took none
     wakes: set[str] = msgspec.field(default_factory=set)
     callbacks: list[tuple[Callable[..., object], tuple[Any, ...]]] = msgspec.field(default_factory=list)
@@ -105,6 +106,7 @@ def _fail(session: Session, batch: Batch, error: BaseException) -> Batch:
 
 def _commit(session: Session, cache: StringCache, batch: Batch) -> None:
     committed = session.begin_write()
+    batch.since = committed
     batch.taken = max(batch.taken, committed)
     interned: dict[str, int] = {}
     alone = len(batch.requests) == 1

@@ -35,7 +35,13 @@ from homeserver.database.server_identity import ServerIdentity
 from homeserver.database.session import Holder, Opened, Session
 from homeserver.database.stream import Stream
 from homeserver.database.transaction import Needed, Transaction
-from homeserver.limits import DATABASE_BATCH_MAX, DATABASE_HOLD_SECONDS, DATABASE_NEEDS_MAX
+from homeserver.limits import (
+    DATABASE_BATCH_MAX,
+    DATABASE_HOLD_SECONDS,
+    DATABASE_NEEDS_MAX,
+    STREAM_ANNOUNCED_SECONDS_MAX,
+    STREAM_CONFIRM_SECONDS,
+)
 from homeserver.process.outages import DATABASE_READS, DATABASE_WRITES, WRITE_PROVEN_SECONDS, Outages
 
 _log = logging.getLogger(__name__)
@@ -367,7 +373,7 @@ class Database:
                 _log.exception("a callback after a commit failed")
         if batch.position is not None:
             self._proven_at = trio.current_time()
-            self.stream.notify(batch.position, batch.wakes)
+            self.stream.notify(batch.position, batch.wakes, batch.since)
         for request in batch.requests:
             self._report(request, DATABASE_WRITES)
             _answer(request)
@@ -385,9 +391,25 @@ class Database:
         assert self._opened.background is not None
         try:
             with self._background_scope:
-                await self._opened.background(self.stream)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._opened.background, self.stream)
+                    if self.is_shared:
+                        nursery.start_soon(self._confirm_position)
         finally:
             self._background_ended.set()
+
+    async def _confirm_position(self) -> None:
+        """Asks again and again how far all nodes have come, so that no commit stays unknown for long."""
+        while True:
+            at = trio.current_time()
+            try:
+                position = await self.read(_look)
+            except DatabaseError:
+                pass  # it is reported already, and the stream knows that it may be late
+            else:
+                await trio.sleep(STREAM_ANNOUNCED_SECONDS_MAX)
+                self.stream.confirm(position, at)
+            await trio.sleep(STREAM_CONFIRM_SECONDS)
 
 
 def _store_probe(tx: Transaction) -> None:

@@ -27,18 +27,19 @@ _CONNECT_AGAIN_S = 1.0
 
 
 class _News(msgspec.Struct, array_like=True):
-    """A node has committed changes up to `position`. keys is None if there were too many to send."""
+    """A node has committed changes in since < position ≤ upto. keys is None if there were too many to send."""
 
     node: str
-    position: int
+    since: int
+    upto: int
     keys: list[str] | None
 
 
-def encode_news(node: str, position: int, keys: Collection[str]) -> str:
+def encode_news(node: str, since: int, upto: int, keys: Collection[str]) -> str:
     """Returns the payload of a notification, within PostgreSQL's limit."""
-    payload = msgspec.json.encode(_News(node, position, list(keys)))
+    payload = msgspec.json.encode(_News(node, since, upto, list(keys)))
     if len(payload) > _PAYLOAD_BYTES_MAX:
-        payload = msgspec.json.encode(_News(node, position, None))
+        payload = msgspec.json.encode(_News(node, since, upto, None))
     return payload.decode()
 
 
@@ -106,9 +107,9 @@ class Listener:
             if news.node == self._node:
                 continue
             if news.keys is None:
-                stream.notify_all(news.position)
+                stream.notify_all(news.upto)
             else:
-                stream.notify(news.position, news.keys)
+                stream.notify(news.upto, news.keys, news.since)
 
     async def _connect_again(self, stream: Stream) -> None:
         while True:

@@ -6,7 +6,8 @@ Theory of operation
 - A lost connection is opened again by `recover`. After a restart of PostgreSQL, calls wait for a few seconds. If it
   stays away, calls fail at once, except that one of them tries to connect every _ATTEMPT_INTERVAL_S. The sessions of a
   process share this knowledge (`_Reach`), so that not each of them waits in vain.
-- Every statement and every idle transaction has a time limit, so a stuck process cannot hold the writers' lock.
+- Every statement and every idle transaction has a time limit, so a stuck process cannot hold the writers' lock. A node
+  that stands still in a write delays the writes of the others by at most two seconds.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ _NETWORK_SETTINGS = {
     "tcp_user_timeout": 10_000,
 }
 # A stuck process must not hold the writers' lock, and every statement must end.
-_SESSION_SETTINGS = "SET idle_in_transaction_session_timeout = '15s'; SET statement_timeout = '30s'"
+_SESSION_SETTINGS = "SET idle_in_transaction_session_timeout = '2s'; SET statement_timeout = '30s'"
 
 
 # One round trip. Each statement sees what was committed before it began, so the third sees what the lock waited for.
@@ -124,6 +125,7 @@ class PostgresSession:
         self._connection = self._open()
         self._cursor = self._connection.cursor()
         self._savepoint: _Savepoint = "none"
+        self._since = 0
         self._reach = reach or _Reach()
         self._statements: dict[str, bytes] = {}
         self._counts_before_lists: dict[str, int] = {}
@@ -185,11 +187,13 @@ class PostgresSession:
         self._savepoint = "none"
         value = self._control(_BEGIN_WRITE).get_value(0, 0)  # the result of the last of the three statements
         assert value is not None
-        return int(value)
+        self._since = int(value)
+        return self._since
 
     def commit(self, position: int | None, keys: Collection[str]) -> None:
         if position is not None:
-            self._cursor.execute(_STORE_AND_NOTIFY, (position, CHANNEL, encode_news(self._node, position, keys)))
+            news = encode_news(self._node, self._since, position, keys)
+            self._cursor.execute(_STORE_AND_NOTIFY, (position, CHANNEL, news))
         self._control(b"COMMIT")
 
     def rollback(self) -> None:

@@ -5,6 +5,11 @@ IDs …) that have news. A waiter names its keys and the position up to which it
 that position, the waiter returns at once, so no change can get lost between reading and waiting. The stream remembers
 the last position of recently notified keys. For a key that it may have forgotten it assumes that there is news, so a
 wake-up without news is possible, and a missed one is not.
+
+Other nodes announce their commits themselves (`listener.py`), a moment later or never. Each announcement says which
+positions it covers. If it does not begin where the last one ended, another node's commit in between is still unknown:
+for that gap the stream assumes news of every key until it is announced. Once or twice a second the database is asked
+for its position (`confirm`): what should have been announced by then is late, and everyone is woken.
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ from itertools import repeat
 
 import trio
 
-from homeserver.limits import FOLLOWER_REST_SECONDS_MAX, STREAM_KEYS_REMEMBERED_MAX
+from homeserver.limits import FOLLOWER_REST_SECONDS_MAX, STREAM_CONFIRMED_SECONDS_MAX, STREAM_KEYS_REMEMBERED_MAX
 
 
 class _Waiter:
@@ -70,6 +75,8 @@ class Stream:
         self._old: dict[str, int] = {}
         self._floor = position
         self._young_since = position
+        self._gaps: list[tuple[int, int]] = []  # since, upto: positions whose commit was not announced yet
+        self._confirmed_at: float | None = None  # None if no other node can commit
         self._waiters: dict[str, set[_Waiter | Watch]] = {}
         self._subscriptions: set[Subscription] = set()
         self._waiting = 0
@@ -84,11 +91,24 @@ class Stream:
         """How many tasks wait for news."""
         return self._waiting
 
-    def notify(self, position: int, keys: Iterable[str]) -> None:
-        """Announces that changes up to `position` are committed, and that `keys` have news. Never blocks."""
+    @property
+    def is_late(self) -> bool:
+        """Whether other nodes may have committed something some seconds ago that is still unknown here."""
+        at = self._confirmed_at
+        return at is not None and trio.current_time() - at > STREAM_CONFIRMED_SECONDS_MAX
+
+    def notify(self, position: int, keys: Iterable[str], since: int | None = None) -> None:
+        """Announces that changes up to `position` are committed, and that `keys` have news. Never blocks.
+
+        since: the position of the commit before; None if nothing was committed in between that is still unknown.
+        """
         before = min(self._position, position - 1)
         if position > self._position:
+            if since is not None and since > self._position:
+                self._gaps.append((self._position, since))
             self._position = position
+        elif self._gaps and since is not None:
+            self._gaps = [part for gap in self._gaps for part in _parts_outside(gap, since, position)]
         for key in keys:
             self._young[key] = max(position, self._young.get(key, 0))
             for waiter in self._waiters.get(key, ()):
@@ -103,6 +123,7 @@ class Stream:
     def notify_all(self, position: int) -> None:
         """Wakes everyone, because it is unknown which keys have news up to `position`."""
         self._position = max(position, self._position)
+        self._gaps.clear()
         self._young, self._old = {}, {}
         self._floor = self._young_since = self._position
         for waiters in self._waiters.values():
@@ -112,11 +133,27 @@ class Stream:
         for subscription in self._subscriptions:
             subscription.note(self._position)
 
+    def confirm(self, position: int, at: float) -> None:
+        """Wakes everyone if commits up to `position` should have been announced by now, and were not.
+
+        at: the trio time before the database was asked for that position. To be called regularly, from now on.
+        """
+        self._confirmed_at = at
+        if position > self._position or any(upto <= position for _, upto in self._gaps):
+            self.notify_all(position)
+
+    def may_have_changed(self, keys: Collection[str], after: int) -> bool:
+        """Returns whether something that was read at the position `after` may have changed, as `keys` would tell.
+
+        Unlike `has_news` it does not trust announcements that may be late. For what must take effect everywhere.
+        """
+        return self.is_late or self.has_news(keys, after)
+
     def has_news(self, keys: Collection[str], after: int) -> bool:
         """Returns whether there may be news of one of `keys` after the position `after`."""
         if after >= self._position:
             return False
-        if after < self._floor:
+        if after < self._floor or (self._gaps and after < self._gaps[-1][1]):
             return True
         # `max` and `map`, because a user may have hundreds of keys, and this is all that a quiet sync does with them.
         if max(map(self._young.get, keys, repeat(0)), default=0) > after:
@@ -198,6 +235,12 @@ class Stream:
         finally:
             self._subscriptions.discard(subscription)
             subscription.close()
+
+
+def _parts_outside(gap: tuple[int, int], since: int, upto: int) -> list[tuple[int, int]]:
+    """Returns what is left of a gap when the positions in since < position ≤ upto are announced."""
+    begin, end = gap
+    return [(a, b) for a, b in ((begin, min(end, since)), (max(begin, upto), end)) if a < b]
 
 
 class Subscription:

@@ -35,6 +35,12 @@ INTERNED_STRING_MAX_BYTES = 2048
 
 # Keys whose last position is remembered for late waiters. A waiter that comes too late is woken once without news.
 STREAM_KEYS_REMEMBERED_MAX = 10_000
+# How often a node asks the database how far all nodes have come, and how long it then waits for the announcements of
+# what it does not know yet. Together with the reads, a lost announcement costs less than a second.
+STREAM_CONFIRM_SECONDS = 0.5
+STREAM_ANNOUNCED_SECONDS_MAX = 0.25
+# How old such an answer may be. A log-out has to take effect on all nodes within two seconds.
+STREAM_CONFIRMED_SECONDS_MAX = 1.5
 # Positions that a tail gets at once. Limits how much it holds in memory, and how much it repeats after a crash.
 TAIL_SPAN_MAX = 1000
 # Positions by which a tail that waits for certain keys may be behind. A span of so many is one short read.
@@ -76,11 +82,9 @@ WORKER_ANSWER_BYTES_MAX = 64 << 20
 # A cached token takes about 500 bytes: 10 MB, enough for as many devices as are ever active at once.
 TOKEN_CACHE_ENTRIES_MAX = 20_000
 
-# How long another node of the same database may still accept a token that this one has deleted.
-TOKEN_CACHE_AGE_MS_MAX = 5_000
-# The same for a server that has its database to itself. It hears of every token that ends; administration commands tell
-# it. This bounds the harm if they cannot, and how long an unused entry is trusted.
-TOKEN_CACHE_ALONE_AGE_MS_MAX = 600_000
+# How long a cached token is trusted. A server hears of every token that ends, also by another node of the same database
+# or an administration command. This bounds the harm if it does not.
+TOKEN_CACHE_AGE_MS_MAX = 600_000
 
 # For tokens that can be refreshed: short enough that a leaked one soon expires, long enough to refresh rarely.
 ACCESS_TOKEN_LIFETIME_MS = 60 * 60 * 1000

@@ -11,8 +11,8 @@ import msgspec
 from homeserver import limits
 
 Value = TypeVar("Value")
-HasNews = Callable[[Collection[str], int], bool]
-"""`Stream.has_news`: whether one of these keys may have changed after a position."""
+MayHaveChanged = Callable[[Collection[str], int], bool]
+"""`Stream.may_have_changed`: whether one of these keys may have changed after a position."""
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -39,23 +39,20 @@ class TokenCache(msgspec.Struct, Generic[Value]):
     """Used on the trio thread only. Limited in size, and entries expire.
 
     An entry carries the stream position before it was read. A transaction that ends tokens or changes an account, on
-    any node, wakes the user's `tokens_key`. Entries from before that are not used any more.
-
-    age_ms_max: for how long an entry is used.
+    any node, wakes the user's `tokens_key`. Entries from before that are not used any more. None is used while the
+    stream may lack what other nodes have committed some seconds ago.
     """
-
-    age_ms_max: int = limits.TOKEN_CACHE_AGE_MS_MAX
 
     _entries: OrderedDict[bytes, _Entry[Value]] = msgspec.field(default_factory=OrderedDict)
     _of_user: dict[str, set[bytes]] = msgspec.field(default_factory=dict)
     _seen: dict[tuple[str, str], Seen] = msgspec.field(default_factory=dict)
 
-    def get(self, token_hash: bytes, now_ms: int, has_news: HasNews) -> Value | None:
+    def get(self, token_hash: bytes, now_ms: int, may_have_changed: MayHaveChanged) -> Value | None:
         """Returns the entry of the token, or None if it is too old or may have changed."""
         entry = self._entries.get(token_hash)
-        if entry is None or not 0 <= now_ms - entry.stored_ms <= self.age_ms_max:
+        if entry is None or not 0 <= now_ms - entry.stored_ms <= limits.TOKEN_CACHE_AGE_MS_MAX:
             return None
-        return None if has_news((tokens_key(entry.user_id),), entry.position) else entry.value
+        return None if may_have_changed((tokens_key(entry.user_id),), entry.position) else entry.value
 
     def put(self, token_hash: bytes, user_id: str, value: Value, *, now_ms: int, position: int) -> None:
         """Stores a lookup. position: the stream position before the database was read."""

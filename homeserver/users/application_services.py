@@ -56,7 +56,7 @@ async def find_asserted(hs: Resources, token: str, request: Request) -> Requeste
     device_id = _find_parameter(request, "device_id") or _find_parameter(request, "org.matrix.msc3202.device_id") or ""
     key = hash_token("\0".join((token, user_id, device_id)))
     cache = hs.token_cache
-    found = cache.get(key, hs.now_ms(), hs.stream.has_news)
+    found = cache.get(key, hs.now_ms(), hs.stream.may_have_changed)
     if found is None:
         if user_id == service.sender:
             await create_account(hs, localpart_of(user_id), None, appservice=service.id, exist_ok=True)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from homeserver.database.stream import Stream
-from homeserver.limits import STREAM_KEYS_REMEMBERED_MAX
+from homeserver.limits import STREAM_CONFIRMED_SECONDS_MAX, STREAM_KEYS_REMEMBERED_MAX
 from tests.support.examples import share_of_examples
 
 
@@ -285,3 +285,79 @@ def test_no_change_is_missed_while_waiting(
         await main()
 
     run(on_virtual_time)
+
+
+# --- several nodes ---
+
+
+def test_unannounced_commits_of_another_node_count_as_news_of_every_key() -> None:
+    stream = Stream(5)
+    stream.notify(9, ["mine"], 7)  # 6 and 7 are another node's
+    assert stream.position == 9
+    assert stream.has_news(["anything"], 5) and stream.has_news(["anything"], 6)
+    assert not stream.has_news(["anything"], 7)
+    stream.notify(7, ["theirs"], 5)
+    assert not stream.has_news(["anything"], 5)
+    assert stream.has_news(["theirs"], 5) and stream.has_news(["mine"], 5)
+
+
+def test_a_gap_is_closed_piece_by_piece() -> None:
+    stream = Stream(5)
+    stream.notify(20, [], 15)
+    stream.notify(30, [], 25)
+    for upto, since in ((9, 7), (15, 9), (25, 20)):
+        stream.notify(upto, [], since)
+        assert stream.has_news(["anything"], 6)
+    stream.notify(7, [], 5)
+    assert not stream.has_news(["anything"], 5)
+
+
+async def test_a_late_announcement_wakes_the_waiters_of_its_keys() -> None:
+    stream = Stream(5)
+    woken: list[int] = []
+    async with trio.open_nursery() as nursery:
+
+        async def wait() -> None:
+            woken.append(await stream.wait(["theirs"], 5, math.inf))
+
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        stream.notify(9, ["mine"], 7)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not woken
+        stream.notify(7, ["theirs"], 5)
+    assert woken == [9]
+
+
+async def test_waiters_are_woken_when_an_announcement_is_lost() -> None:
+    stream = Stream(5)
+    woken: list[int] = []
+    async with trio.open_nursery() as nursery:
+
+        async def wait() -> None:
+            woken.append(await stream.wait(["theirs"], 5, math.inf))
+
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        stream.notify(9, ["mine"], 7)
+        stream.confirm(6, trio.current_time())  # what came after that may be announced in a moment
+        await trio.testing.wait_all_tasks_blocked()
+        assert not woken
+        stream.confirm(9, trio.current_time())
+    assert woken == [9]
+    assert stream.has_news(["anything"], 8) and not stream.has_news(["anything"], 9)
+
+
+async def test_reads_are_not_trusted_while_the_position_is_not_confirmed(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    stream = Stream(5)
+    await trio.sleep(1000)
+    assert not stream.may_have_changed(["key"], 5)  # no other node can commit
+    stream.confirm(5, trio.current_time())
+    assert not stream.may_have_changed(["key"], 5)
+    await trio.sleep(STREAM_CONFIRMED_SECONDS_MAX + 0.1)
+    assert stream.may_have_changed(["key"], 5)
+    assert not stream.has_news(["key"], 5)
+    stream.confirm(5, trio.current_time())
+    assert not stream.may_have_changed(["key"], 5)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -104,7 +105,7 @@ class Crew:
 
 @pytest.fixture
 def nodes(folder_on_disk: Path) -> Iterator[Nodes]:
-    with running_nodes(folder_on_disk) as nodes:
+    with running_nodes(Path(tempfile.mkdtemp(dir=folder_on_disk))) as nodes:
         yield nodes
 
 

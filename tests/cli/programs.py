@@ -1,7 +1,8 @@
-"""Commands of `homeserver`, in the process of the test or as separate programs, and servers to run them against.
+"""Commands of `homeserver`, in the process of the test or as separate ones, and servers to run them against.
 
-A program takes a second to import the server, so `run` calls the command's function here. `run_program` is for what
-only a process has: signals, sockets that outlive a command, the entry point itself.
+A program takes a second to import the server, so `run` calls the command's function here, and `run_apart` and `serving`
+fork a process that has imported it, for what only a process has: signals, sockets that outlive a command. `run_program`
+starts the program, for tests of its start.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import httpx
 
 from homeserver.cli import main
+from tests.support.forks import PIPE, Forked, forks
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS_MAX = 60
@@ -53,6 +55,11 @@ def run_program(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess
     )  # fmt: skip
 
 
+def run_apart(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """Exit code and output of a command, run in a process of its own."""
+    return forks().run(*arguments, stdin=stdin, timeout=SECONDS_MAX)
+
+
 def write_config(folder: Path, more: str = "", bind: str = "127.0.0.1:0") -> str:
     path = folder / "homeserver.toml"
     path.write_text(
@@ -62,12 +69,9 @@ def write_config(folder: Path, more: str = "", bind: str = "127.0.0.1:0") -> str
 
 
 @contextmanager
-def serving(config: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def serving(config: str) -> Iterator[tuple[Forked, str]]:
     """A running server, and its URL. If it ends by itself, the failure is that, with its log."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "homeserver", "serve", "--config", config, "--json"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
-    )  # fmt: skip
+    process = forks().start("serve", "--config", config, "--json", stdout=PIPE, stderr=PIPE)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -84,7 +88,7 @@ def serving(config: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
         process.communicate()
 
 
-def _epitaph(process: subprocess.Popen[str]) -> str:
+def _epitaph(process: Forked) -> str:
     _, log = process.communicate(timeout=SECONDS_MAX)
     return f"the server ended with {process.returncode}:\n{log[-4000:]}"
 

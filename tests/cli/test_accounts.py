@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from homeserver import __version__
-from tests.cli.programs import log_in, run, run_program, said, serving, write_config
+from tests.cli.programs import log_in, run, run_apart, said, serving, write_config
 
 PASSWORD = "a pass word"
 
@@ -159,7 +159,7 @@ def test_the_key_can_be_shown_and_replaced_while_no_server_runs(tmp_path: Path) 
     with serving(config):
         assert "in use by another server process" in said(run("keys", "new", "--config", config))
     (tmp_path / "data" / "signing.key").unlink()
-    lost = said(run_program("serve", "--config", config))
+    lost = said(run_apart("serve", "--config", config))
     assert "signing.key" in lost and "homeserver keys new" in lost
     made = ran(config, "keys", "new")
     keys = ran(config, "keys", "show")
@@ -170,7 +170,7 @@ def test_the_key_can_be_shown_and_replaced_while_no_server_runs(tmp_path: Path) 
 
 
 def test_the_version_is_printed() -> None:
-    assert run_program("--version").stdout == f"homeserver {__version__}\n"
+    assert run_apart("--version").stdout == f"homeserver {__version__}\n"
 
 
 def test_only_the_owner_can_read_stored_files(tmp_path: Path) -> None:

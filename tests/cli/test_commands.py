@@ -14,7 +14,17 @@ import pytest
 
 from homeserver import __version__
 from homeserver.cli.serve import without_password
-from tests.cli.programs import SECONDS_MAX, environment, log_in, run, run_program, said, serving, write_config
+from tests.cli.programs import (
+    SECONDS_MAX,
+    environment,
+    log_in,
+    run,
+    run_apart,
+    run_program,
+    said,
+    serving,
+    write_config,
+)
 
 
 def test_a_reload_during_the_start_does_not_stop_the_server(tmp_path: Path) -> None:
@@ -38,8 +48,8 @@ def test_help_lists_every_command() -> None:
     assert result.returncode == 0
     for command in ("serve", "config", "user", "demo"):
         assert command in result.stdout
-    assert run_program().returncode == 2
-    assert run_program("serve", "--nonsense").returncode == 2
+    assert run_apart().returncode == 2
+    assert run_apart("serve", "--nonsense").returncode == 2
 
 
 def test_config_check_confirms_a_valid_configuration(tmp_path: Path) -> None:
@@ -68,11 +78,11 @@ def test_config_check_explains_mistakes(tmp_path: Path, more: str, sentence: str
 
 
 def test_serve_explains_refusals_in_a_sentence(tmp_path: Path) -> None:
-    assert "cannot read" in said(run_program("serve", "--config", str(tmp_path / "none.toml")))
+    assert "cannot read" in said(run_apart("serve", "--config", str(tmp_path / "none.toml")))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         bind = f"127.0.0.1:{taken.getsockname()[1]}"
         config = write_config(tmp_path, bind=bind)
-        sentence = said(run_program("serve", "--config", config))
+        sentence = said(run_apart("serve", "--config", config))
         assert f"cannot listen on {bind}: another program is listening there" in sentence
 
 
@@ -113,13 +123,13 @@ def test_the_password_of_a_database_is_not_logged() -> None:
 def test_a_database_can_be_served_by_one_server_only(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     with serving(config):
-        assert said(run_program("serve", "--config", config))
+        assert said(run_apart("serve", "--config", config))
 
 
 def test_user_add_creates_an_account(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     arguments = ("user", "add", "--config", config, "alice", "--password-stdin", "--admin", "--json")
-    result = run_program(*arguments, stdin="a pass word\n")
+    result = run_apart(*arguments, stdin="a pass word\n")
     assert json.loads(result.stdout) == {"user_id": "@alice:test.example", "admin": True}
     added = run("user", "add", "--config", config, "@bob:test.example", "--password-stdin", stdin="now of bob")
     assert added.stdout == "@bob:test.example can log in now.\n"

@@ -14,7 +14,7 @@ import trio
 from homeserver.cli.findings import find_all
 from homeserver.config import load_config
 from homeserver.server import Homeserver
-from tests.cli.programs import run, run_program, said
+from tests.cli.programs import run, run_apart, said
 from tests.support.application_services import registration
 from tests.support.mail_server import MailServer
 
@@ -226,7 +226,7 @@ async def test_an_object_store_without_credentials_is_reported(tmp_path: Path, m
     ],
 )
 def test_serve_refuses_an_unusable_configuration(tmp_path: Path, words: str, text: str) -> None:
-    assert words in said(run_program("serve", "--config", write(tmp_path, text)))
+    assert words in said(run_apart("serve", "--config", write(tmp_path, text)))
 
 
 async def test_a_mail_server_that_takes_no_email_is_reported(tmp_path: Path) -> None:

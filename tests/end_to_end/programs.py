@@ -1,6 +1,7 @@
 """Homeservers as programs: `homeserver serve` in a process of its own, on free ports of this machine, with TLS.
 
-They are started, asked to stop and killed as a service manager would, and never reached into.
+They are started, asked to stop and killed as a service manager would, and never reached into. A process that has
+imported the server forks them, and commands (`tests.support.forks`). Tests of the start itself run `COMMAND`.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ import httpx
 import trustme
 
 from homeserver.errors import MatrixError
-from tests.end_to_end.launcher import Forked, Launcher
 from tests.support.engine import file_url
+from tests.support.forks import Forked, forks
 
 T = TypeVar("T")
 
@@ -78,8 +79,13 @@ def toml(value: Any) -> str:
 
 def run(*arguments: str | Path, stdin: str = "", cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Runs `homeserver …` and returns its output and exit code."""
+    return forks().run(*arguments, stdin=stdin, timeout=PATIENCE_S * 2, cwd=cwd)
+
+
+def run_program(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Starts the program `homeserver` itself, and returns its output and exit code."""
     command = [COMMAND, *map(str, arguments)]
-    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=PATIENCE_S * 2, cwd=cwd)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S * 2, check=False)
 
 
 @dataclass(slots=True)
@@ -110,14 +116,15 @@ class Homeserver:
         """All that it has said so far."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
-    def start(self, launcher: Launcher | None = None) -> None:
-        """Returns once it is ready. Failed if it ends instead."""
-        if launcher is not None:
-            self.process = launcher.launch(self.config, self.log)
-        else:
-            command = [COMMAND, "serve", "--config", str(self.config)]
-            with self.log.open("ab") as log:
+    def start(self, *, program: bool = False) -> None:
+        """Returns once it is ready. Failed if it ends instead. `program`: starts Python for it."""
+        arguments = ["serve", "--config", str(self.config)]
+        with self.log.open("ab") as log:
+            if program:
+                command = [COMMAND, *arguments]
                 self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            else:
+                self.process = forks().start(*arguments, stdout=log.fileno(), stderr=log.fileno())
         self._was_told_to_end = False  # only now: other threads look for servers that died
         self.wait_ready()
 

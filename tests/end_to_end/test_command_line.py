@@ -18,7 +18,8 @@ import pytest
 
 from homeserver.cli.demo_story import DIALOGUE
 from homeserver.errors import MatrixError
-from tests.end_to_end.programs import COMMAND, Homeserver, Place, free_port, run, wait_until, write_config
+from tests.end_to_end.programs import COMMAND, Homeserver, Place, free_port, run, run_program, wait_until, write_config
+from tests.support.forks import PIPE, forks
 
 pytestmark = [pytest.mark.sockets, pytest.mark.timeout(300)]
 
@@ -47,7 +48,7 @@ def serve_in_vain(server: Homeserver) -> str:
 
 
 def test_the_demo_plays_a_dialogue_between_two_servers_and_ends() -> None:
-    result = run("demo", "--exit")
+    result = run_program("demo", "--exit")
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     at = 0
@@ -68,8 +69,9 @@ def test_the_demo_prints_machine_readable_output_on_request() -> None:
 
 
 def test_the_demo_prints_links_that_log_in_to_the_chat_pages_once() -> None:
-    with subprocess.Popen([COMMAND, "demo", "--json"], stdout=subprocess.PIPE, text=True) as demo:
-        assert demo.stdout is not None
+    demo = forks().start("demo", "--json", stdout=PIPE)
+    assert demo.stdout is not None
+    with demo.stdout:
         told: list[dict[str, str]] = []
         try:
             while "ends" not in (told[-1] if told else {}):
@@ -91,14 +93,13 @@ def test_the_demo_prints_links_that_log_in_to_the_chat_pages_once() -> None:
 
 
 def test_closing_the_output_ends_the_demo_quietly() -> None:
-    with subprocess.Popen(
-        [COMMAND, "demo", "--exit"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as demo:
-        assert demo.stdout is not None and demo.stderr is not None
-        demo.stdout.readline()
-        demo.stdout.close()
+    demo = forks().start("demo", "--exit", stdout=PIPE, stderr=PIPE)
+    assert demo.stdout is not None and demo.stderr is not None
+    demo.stdout.readline()
+    demo.stdout.close()
+    with demo.stderr:
         assert demo.stderr.read() == ""
-        assert demo.wait(60) == 1
+    assert demo.wait(60) == 1
 
 
 def test_a_valid_configuration_is_confirmed(server: Homeserver) -> None:
@@ -241,7 +242,7 @@ def test_a_broken_signing_key_or_certificate_is_reported_in_one_sentence(server:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_server_with_exit_code_0(server: Homeserver, number: signal.Signals) -> None:
-    server.start()
+    server.start(program=True)
     assert server.stop(number) == 0
     assert "Traceback" not in server.said()
     with pytest.raises(httpx.TransportError):

@@ -21,7 +21,6 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from tests.end_to_end.launcher import Launcher
 from tests.end_to_end.programs import Failed, Homeserver, Place, make_client, make_place, wait_until
 
 pytestmark = [pytest.mark.sockets, pytest.mark.timeout(300)]
@@ -192,13 +191,6 @@ def place(folder_on_disk: Path) -> Place:
     return make_place(folder_on_disk)
 
 
-@pytest.fixture
-def launcher() -> Iterator[Launcher]:
-    launcher = Launcher()
-    yield launcher
-    launcher.close()
-
-
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
 def mortal(place: Place, request: pytest.FixtureRequest) -> Homeserver:
     """The server that is killed, on each engine in turn."""
@@ -209,12 +201,12 @@ def mortal(place: Place, request: pytest.FixtureRequest) -> Homeserver:
 
 
 @pytest.fixture
-def scene(place: Place, mortal: Homeserver, launcher: Launcher) -> Iterator[Scene]:
+def scene(place: Place, mortal: Homeserver) -> Iterator[Scene]:
     witness = place.organisation(f"witness-of-{mortal.folder.name}")
     over = threading.Event()
     try:
-        mortal.start(launcher)
-        witness.start(launcher)
+        mortal.start()
+        witness.start()
         owner, guest = mortal.register("owner"), witness.register("guest")
         invite = {"invite": [witness.user_id("guest")]}
         shared = mortal.call("POST", "createRoom", owner, invite)["room_id"]
@@ -260,9 +252,7 @@ def messages(server: Homeserver, token: str, room_id: str) -> dict[str, list[str
         query["from"] = page["end"]
 
 
-def test_acknowledged_events_exist_exactly_once_however_often_the_server_is_killed(
-    scene: Scene, launcher: Launcher
-) -> None:
+def test_acknowledged_events_exist_exactly_once_however_often_the_server_is_killed(scene: Scene) -> None:
     chance = random.Random(SEED)
     mortal, witness = scene.mortal, scene.witness
     scene.begin()
@@ -272,7 +262,7 @@ def test_acknowledged_events_exist_exactly_once_however_often_the_server_is_kill
             mortal.stop()
         else:
             mortal.kill()
-        mortal.start(launcher)
+        mortal.start()
         for sender in scene.senders:
             sender.quota += MESSAGES_A_ROUND
             for text, event_id in list(sender.acknowledged.copy().items())[-2:]:  # its thread goes on adding

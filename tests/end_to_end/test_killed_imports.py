@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import sqlite3
-import subprocess
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -21,8 +20,9 @@ from homeserver.federation.build import Draft
 from homeserver.federation.identifiers import RoomID, UserID
 from homeserver.rooms.append import append_local
 from homeserver.server import Homeserver
-from tests.end_to_end.programs import COMMAND, Place, run, wait_until
+from tests.end_to_end.programs import Place, run, wait_until
 from tests.support.engine import ENGINE, file_url
+from tests.support.forks import forks
 
 pytestmark = [pytest.mark.sockets, pytest.mark.timeout(300)]
 
@@ -44,7 +44,7 @@ async def make_room(config: Path) -> str:
 
 
 def kill_when(arguments: list[Any], what: str, is_time: Any) -> None:
-    process = subprocess.Popen([COMMAND, *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = forks().start(*arguments)
     try:
         wait_until(what, is_time)
     finally:

@@ -11,6 +11,7 @@ contain a segment `.` or `..`, encoded or not, because a proxy would resolve it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 import msgspec
 
@@ -26,7 +27,7 @@ class _Node(msgspec.Struct):
     literals: dict[str, _Node] = msgspec.field(default_factory=dict)
     parameter: _Node | None = None
     parameter_may_be_empty: bool = False
-    operations: dict[str, Operation] = msgspec.field(default_factory=dict)
+    operations: dict[str, int] = msgspec.field(default_factory=dict)  # by method, their places among all operations
 
 
 class Match(msgspec.Struct, frozen=True):
@@ -37,35 +38,19 @@ class Match(msgspec.Struct, frozen=True):
 
 
 class Router(msgspec.Struct):
-    """Built once from all operations, and only read after that."""
+    """Built once from all operations, and only read after that. Servers with the same paths share the tree of these."""
 
+    _operations: tuple[Operation, ...] = ()
     _root: _Node = msgspec.field(default_factory=_Node)
+    _found: dict[int, Mapping[str, Operation]] = msgspec.field(default_factory=dict)  # by the identity of a node
     _whole: dict[str, Match] = msgspec.field(default_factory=dict)  # the paths that have no parameters
 
     def add(self, operations: Iterable[Operation]) -> None:
         """Adds operations. Raises ValueError if two of them have the same method and path."""
-        for operation in operations:
-            node = self._root
-            for segment in operation.path.split("/")[1:]:
-                if segment.startswith("{"):
-                    node.parameter = node.parameter or _Node()
-                    node.parameter_may_be_empty = node.parameter_may_be_empty or segment[1:-1] in MAY_BE_EMPTY
-                    node = node.parameter
-                else:
-                    child = node.literals.get(segment)
-                    if child is None:
-                        child = node.literals[segment] = _Node()
-                    node = child
-            if operation.method in node.operations:
-                other = node.operations[operation.method].name
-                raise ValueError(f"{operation.name} and {other} both answer {operation.method} {operation.path}")
-            node.operations[operation.method] = operation
-            if "{" not in operation.path:
-                self._whole[operation.path] = Match(node.operations, [])
-        # Before v1.1 of the spec v3 was called r0. Some tools still use r0, e.g. matrix-commander when it logs in.
-        for api in self._root.literals.get("_matrix", _Node()).literals.values():
-            if "v3" in api.literals:
-                api.literals["r0"] = api.literals["v3"]
+        self._operations += tuple(operations)
+        self._root = _lay_out(tuple((each.method, each.path, each.name) for each in self._operations))
+        self._found.clear()
+        self._whole.clear()
 
     def match(self, path: str) -> Match | None:
         """Returns the operations for a path as sent, percent-encoded. Returns None if there are none."""
@@ -74,7 +59,43 @@ class Router(msgspec.Struct):
             return whole
         parameters: list[str] = []
         node = _walk(self._root, path.split("/"), parameters)
-        return Match(node.operations, parameters) if node is not None else None
+        if node is None:
+            return None
+        found = self._found.get(id(node))
+        if found is None:
+            found = {method: self._operations[at] for method, at in node.operations.items()}
+            self._found[id(node)] = found
+        match = Match(found, parameters)
+        if not parameters:
+            self._whole[path] = match
+        return match
+
+
+@lru_cache(maxsize=8)
+def _lay_out(routes: tuple[tuple[str, str, str], ...]) -> _Node:
+    """Returns the tree of the paths of operations: of their methods, paths and names."""
+    root = _Node()
+    for at, (method, path, name) in enumerate(routes):
+        node = root
+        for segment in path.split("/")[1:]:
+            if segment.startswith("{"):
+                node.parameter = node.parameter or _Node()
+                node.parameter_may_be_empty = node.parameter_may_be_empty or segment[1:-1] in MAY_BE_EMPTY
+                node = node.parameter
+            else:
+                child = node.literals.get(segment)
+                if child is None:
+                    child = node.literals[segment] = _Node()
+                node = child
+        if method in node.operations:
+            other = routes[node.operations[method]][2]
+            raise ValueError(f"{name} and {other} both answer {method} {path}")
+        node.operations[method] = at
+    # Before v1.1 of the spec v3 was called r0. Some tools still use r0, e.g. matrix-commander when it logs in.
+    for api in root.literals.get("_matrix", _Node()).literals.values():
+        if "v3" in api.literals:
+            api.literals["r0"] = api.literals["v3"]
+    return root
 
 
 def _walk(root: _Node, segments: list[str], parameters: list[str]) -> _Node | None:

@@ -291,7 +291,7 @@ def open_sqlite(name: str, schemas: Sequence[Schema], *, inline: bool, exclusive
         writer = connect(path)
         connections.append(writer)
         if in_memory and hasattr(writer, "deserialize"):  # it is optional in builds of SQLite
-            _load(writer, empty_database(tuple(schemas)))
+            writer.deserialize(empty_database(tuple(schemas)))
         elif not _make_tables(writer, schemas):
             migrate_sqlite(writer, schemas)
         session = SqliteSession(
@@ -374,15 +374,6 @@ def _make_tables(connection: sqlite3.Connection, schemas: Sequence[Schema]) -> b
 
 def _is_new(connection: sqlite3.Connection) -> bool:
     return connection.execute("SELECT 1 FROM sqlite_master").fetchone() is None
-
-
-def _load(connection: sqlite3.Connection, database: bytes) -> None:
-    source = sqlite3.connect(":memory:")
-    try:
-        source.deserialize(database)
-        source.backup(connection)
-    finally:
-        source.close()
 
 
 def _join(path: str, connection: sqlite3.Connection) -> str:

@@ -3,7 +3,7 @@
 #: make serve     runs one server, with homeserver.toml or else sample_config.toml (CONFIG=FILE for another)
 #: make test      runs all checks: lint, types, import contracts, tests, coverage of federation/
 #:                (ARGS="PATH …" runs only the tests in these files or folders;
-#:                --hypothesis-profile=deep among them tries ten times as many examples)
+#:                --hypothesis-profile=deep among them tries ten times as many examples, --workers 3 runs three at once)
 #: make venv      only sets up .venv with the packages of requirements.lock, and the command homeserver in it
 #: make lint      runs ruff (rules and format), mypy and the import contracts
 #: make interop   tests with a real Synapse as the other organisation, and with matrix-nio, mautrix and (if Node is
@@ -45,7 +45,7 @@ ifeq ($(strip $(ARGS)),)
 # Lint runs beside the tests, and prints when it has ended. The first failure of either fails the goal, after both.
 test: venv-test
 	@(said=$$( ($(LINT)) 2>&1 ); status=$$?; printf '\nmake lint:\n%s\n' "$$said"; exit $$status) & \
-	$(BIN)/python -m pytest -n 3 --dist worksteal --cov=homeserver.federation --cov-report=term-missing:skip-covered --cov-fail-under=99; \
+	$(BIN)/python -m pytest --workers 3 --cov=homeserver.federation --cov-report=term-missing:skip-covered --cov-fail-under=99; \
 	tests=$$?; wait $$!; lint=$$?; \
 	[ $$lint = 0 ] || echo "make lint failed, see above."; \
 	exit $$((tests || lint))

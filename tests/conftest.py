@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, settings
 
 from tests.support.bytecode import keep_bytecode
 from tests.support.clock import run_under_virtual_clock, virtual_clock
-from tests.support.collecting import import_own_share
 from tests.support.coverage import CoverageOfProtocol
 from tests.support.database import database_url, postgres_cluster, postgres_url, sqlite_url
 from tests.support.engine import drop_databases
 from tests.support.temporary import folder_on_disk, keep_in_memory
+from tests.support.workers import Workers
 
 __all__ = ["database_url", "folder_on_disk", "postgres_cluster", "postgres_url", "sqlite_url", "virtual_clock"]
 
@@ -27,6 +27,11 @@ settings.register_profile("deep", max_examples=400, **_SHARED)
 settings.load_profile("default")
 
 PASSED_PER_DOT = 25
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds our option."""
+    parser.addoption("--workers", type=int, default=1, help="run the tests in so many processes")
 
 
 @pytest.fixture(autouse=True)
@@ -51,13 +56,6 @@ class Progress:
         return "passed", "" if self.passed % PASSED_PER_DOT else ".", "PASSED"
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection(session: pytest.Session) -> None:
-    """Shares the work of the first import among the workers, if all tests are to run."""
-    if session.config.args == session.config.getini("testpaths"):
-        import_own_share()
-
-
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
     """Every test that uses the fixture `virtual_clock`, itself or through another fixture, runs under that clock."""
     for item in items:
@@ -80,3 +78,5 @@ def pytest_configure(config: pytest.Config) -> None:
     cov = config.pluginmanager.get_plugin("_cov")
     if cov is not None:
         config.pluginmanager.register(CoverageOfProtocol(cov), "coverage of the protocol")
+    if config.option.workers > 1:
+        config.pluginmanager.register(Workers(config.option.workers), "workers")

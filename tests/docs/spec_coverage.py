@@ -141,10 +141,10 @@ def _calls(source: Source) -> Iterator[tuple[str, str]]:
     """Method and path of each call that has both, one after the other: `client.ok("PUT", f"rooms/{room_id}/…")`."""
     variables = {
         node.targets[0].id: node.value
-        for node in ast.walk(source.tree)
+        for node in source.nodes
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
     }
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         if not isinstance(node, ast.Call):
             continue
         arguments = [_text(argument, variables) for argument in node.args]

@@ -21,7 +21,7 @@ from homeserver.errors import MatrixError
 from tests.end_to_end.programs import COMMAND, Homeserver, Place, free_port, run, run_program, wait_until, write_config
 from tests.support.forks import PIPE, forks
 
-pytestmark = [pytest.mark.sockets, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.sockets, pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ import pytest
 
 from tests.end_to_end.programs import Failed, Homeserver, Place, make_client, make_place, wait_until
 
-pytestmark = [pytest.mark.sockets, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.sockets, pytest.mark.slow, pytest.mark.timeout(300)]
 
 ROUNDS = 8
 MESSAGES_A_ROUND = 25

@@ -24,7 +24,7 @@ from tests.end_to_end.programs import Place, run, wait_until
 from tests.support.engine import ENGINE, file_url
 from tests.support.forks import forks
 
-pytestmark = [pytest.mark.sockets, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.sockets, pytest.mark.slow, pytest.mark.timeout(300)]
 
 MESSAGES = 1500
 IMPORTED = "SELECT 1 FROM imports WHERE lines > 0"

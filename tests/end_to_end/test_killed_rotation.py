@@ -21,7 +21,7 @@ from tests.end_to_end.programs import Place, run
 from tests.end_to_end.test_killed_imports import kill_when
 from tests.support.engine import ENGINE, file_url
 
-pytestmark = [pytest.mark.sockets, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.sockets, pytest.mark.slow, pytest.mark.timeout(300)]
 
 KEYS = 20_000
 BY_MASTER = "SELECT master, COUNT(*) FROM sealing_keys WHERE wrapped IS NOT NULL GROUP BY master"

@@ -18,7 +18,7 @@ from tusclient.uploader import Uploader
 
 from tests.end_to_end.programs import Homeserver, Place, make_client
 
-pytestmark = [pytest.mark.sockets, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.sockets, pytest.mark.slow, pytest.mark.timeout(300)]
 
 UPLOADS = "/_homeserver/client/v1/uploads"
 SIZE = 48 << 20

@@ -12,7 +12,7 @@ from tests.end_to_end.conftest import Newcomer
 from tests.end_to_end.people import Person, Refused
 from tests.end_to_end.programs import Homeserver
 
-pytestmark = [pytest.mark.sockets, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.sockets, pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @pytest.fixture

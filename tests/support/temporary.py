@@ -34,7 +34,7 @@ def has_memory() -> bool:
 def keep_in_memory() -> None:
     """Puts temporary files into memory from now on: of this process, of pytest, and of programs that are started."""
     if has_memory():
-        os.environ["TMPDIR_ON_DISK"] = _ON_DISK  # for workers, which are started with the new TMPDIR
+        os.environ["TMPDIR_ON_DISK"] = _ON_DISK  # for a pytest that a test starts
         os.environ["TMPDIR"] = tempfile.tempdir = MEMORY
 
 

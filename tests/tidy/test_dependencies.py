@@ -8,7 +8,7 @@ import sys
 import tomllib
 from importlib.metadata import packages_distributions
 
-from tests.tidy.source import PACKAGES, ROOT, python_files
+from tests.tidy.source import PACKAGES, ROOT, Source, python_files
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -21,10 +21,10 @@ def names(requirements: list[str]) -> set[str]:
     return {normal(re.split(r"[^\w.-]", requirement, maxsplit=1)[0]) for requirement in requirements}
 
 
-def imported_modules(tree: ast.Module) -> set[str]:
+def imported_modules(source: Source) -> set[str]:
     """The modules that a file imports, at its top or inside functions."""
     modules: set[str] = set()
-    for node in ast.walk(tree):
+    for node in source.nodes:
         if isinstance(node, ast.Import):
             modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -32,13 +32,13 @@ def imported_modules(tree: ast.Module) -> set[str]:
     return modules
 
 
-def imported(tree: ast.Module) -> set[str]:
+def imported(source: Source) -> set[str]:
     """The top-level names of the modules that a file imports."""
-    return {module.partition(".")[0] for module in imported_modules(tree)}
+    return {module.partition(".")[0] for module in imported_modules(source)}
 
 
 def test_every_imported_package_is_required() -> None:
-    found = set().union(*(imported(source.tree) for source in python_files(*PACKAGES)))
+    found = set().union(*(imported(source) for source in python_files(*PACKAGES)))
     distributions = packages_distributions()
     foreign = found - sys.stdlib_module_names - set(PACKAGES)
     required = names([*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["parquet"]])
@@ -52,7 +52,7 @@ def test_the_protocol_and_search_import_no_other_packages() -> None:
         f"{source.name}: {module}"
         for package in ("federation", "search")
         for source in python_files(package)
-        for module in imported_modules(source.tree)
+        for module in imported_modules(source)
         if module.partition(".")[0] == "homeserver" and not f"{module}.".startswith(f"homeserver.{package}.")
     ]
     assert found == []

@@ -6,7 +6,6 @@ wrong moment in it does no harm.
 
 from __future__ import annotations
 
-import ast
 import re
 
 from tests.tidy.source import python_files
@@ -118,7 +117,8 @@ def columns() -> set[str]:
             for table, column in ADDED.findall(text):
                 if MOMENT.match(f"{column} INTEGER"):
                     found.add(f"{table}.{column}")
-    return {column for column in found if column.partition(".")[0] not in dropped_tables()}
+    dropped = dropped_tables()
+    return {column for column in found if column.partition(".")[0] not in dropped}
 
 
 def dropped_tables() -> set[str]:
@@ -129,12 +129,7 @@ def dropped_tables() -> set[str]:
 
 
 def functions() -> set[str]:
-    return {
-        f"{source.name}::{node.name}"
-        for source in python_files("homeserver")
-        for node in ast.walk(source.tree)
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
-    }
+    return {f"{source.name}::{node.name}" for source in python_files("homeserver") for node in source.functions}
 
 
 def test_every_stored_moment_is_accounted_for() -> None:

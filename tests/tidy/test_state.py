@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from tests.tidy.source import PACKAGES, python_files
+from tests.tidy.source import PACKAGES, python_files, walk
 
 MUTATORS = frozenset(
     {"append", "add", "update", "pop", "popitem", "clear", "extend", "insert", "remove", "discard", "setdefault",
@@ -29,10 +29,11 @@ def names_of_module(tree: ast.Module) -> set[str]:
 
 def changes(function: ast.AST, names: set[str]) -> Iterator[tuple[int, str]]:
     """Yields the places where a function changes one of the module's names."""
-    local = {
-        target.id for target in ast.walk(function) if isinstance(target, ast.Name) and isinstance(target.ctx, ast.Store)
-    } | {arg.arg for node in ast.walk(function) if isinstance(node, ast.arguments) for arg in all_arguments(node)}
-    for node in ast.walk(function):
+    nodes = walk(function)
+    local = {target.id for target in nodes if isinstance(target, ast.Name) and isinstance(target.ctx, ast.Store)} | {
+        arg.arg for node in nodes if isinstance(node, ast.arguments) for arg in all_arguments(node)
+    }
+    for node in nodes:
         if isinstance(node, ast.Global):
             yield node.lineno, f"global {', '.join(node.names)}"
         holder: ast.expr | None = None
@@ -54,8 +55,7 @@ def test_no_function_changes_its_module() -> None:
         f"{source.name}:{line}: {what}"
         for source in python_files(*PACKAGES)
         for names in [names_of_module(source.tree)]
-        for node in ast.walk(source.tree)
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        for node in source.functions
         for line, what in changes(node, names)
     ]
     assert not found, "\n".join(found)

@@ -52,7 +52,7 @@ def test_sql_is_not_concatenated() -> None:
     for source in SOURCES:
         if source.name.startswith("homeserver/database/"):
             continue  # it translates between the engines
-        for node in ast.walk(source.tree):
+        for node in source.nodes:
             pieces = node.values if isinstance(node, ast.JoinedStr) else []
             if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Add, ast.Mod)):
                 pieces = [node.left, node.right]

@@ -144,7 +144,7 @@ STRING_OR_COMMENT = re.compile(
 
 def paragraphs(source: Source) -> Iterator[tuple[int, str]]:
     """Line and text of every docstring and every block of comments, on one line each."""
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             yield node.lineno, " ".join(node.value.value.split())
     block: list[str] = []
@@ -253,8 +253,8 @@ def test_names_of_tests_begin_with_a_subject() -> None:
     found = [
         f"{source.name}:{node.lineno} {node.name}"
         for source in SOURCES
-        for node in ast.walk(source.tree)
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and BAD_NAME.match(node.name)
+        for node in source.functions
+        if BAD_NAME.match(node.name)
     ]
     assert not found, "\n".join(found)
 
@@ -263,9 +263,8 @@ def test_docstrings_of_functions_say_what_the_function_does() -> None:
     found = [
         f"{source.name}:{node.lineno} {node.name}: {docstring.splitlines()[0]}"
         for source in SOURCES
-        for node in ast.walk(source.tree)
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
-        and not any(ast.unparse(each).endswith("property") for each in node.decorator_list)
+        for node in source.functions
+        if not any(ast.unparse(each).endswith("property") for each in node.decorator_list)
         and (docstring := ast.get_docstring(node))
         and BAD_BEGINNING.match(docstring)
     ]

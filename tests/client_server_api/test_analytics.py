@@ -19,6 +19,7 @@ from homeserver.users.accounts import store_admin
 from tests.support.clock import let_days_pass
 from tests.support.federation import Federation, create_room, invite, join, send_text, sync
 from tests.support.homeservers import Client, Server, now_ms
+from tests.support.rows import row
 from tests.support.stranger import Stranger
 
 ANALYTICS = "/_homeserver/admin/v1/analytics"
@@ -261,9 +262,10 @@ async def test_only_administrators_get_figures_and_only_if_they_are_counted(fede
         assert await b.read(lambda tx, table=table: tx.all(f"SELECT * FROM {table}")) == []
 
 
-@pytest.mark.parametrize(
-    "query",
-    [
+async def test_a_wrong_span_is_refused(federation: Federation) -> None:
+    a = await federation.start("a.example")
+    admin = await become_admin(a, await a.register("alice"))
+    for query in [
         "from=yesterday",
         "from=2026-13-01",
         "to=" + "9" * 30,
@@ -272,12 +274,9 @@ async def test_only_administrators_get_figures_and_only_if_they_are_counted(fede
         "granularity=minute",
         "format=parquet",
         "from=1e400",
-    ],
-)
-async def test_a_wrong_span_is_refused(federation: Federation, query: str) -> None:
-    a = await federation.start("a.example")
-    admin = await become_admin(a, await a.register("alice"))
-    assert await admin.refused("GET", f"{ANALYTICS}?{query}") == (400, "M_INVALID_PARAM")
+    ]:
+        with row(query):
+            assert await admin.refused("GET", f"{ANALYTICS}?{query}") == (400, "M_INVALID_PARAM")
 
 
 async def test_the_time_until_a_message_is_delivered_is_a_percentile(federation: Federation) -> None:

@@ -15,6 +15,7 @@ from homeserver.users import accounts
 from homeserver.users.devices import create_device
 from tests.support.homeservers import Client, Server
 from tests.support.keys import MEGOLM, SIGNED, Device
+from tests.support.rows import row
 
 
 async def device_of(client: Client, *, one_time: int = 0, **more: Any) -> Device:
@@ -84,9 +85,10 @@ async def test_unsigned_data_of_a_device_is_not_passed_on(homeserver: Server) ->
     assert (await query(alice, alice=[]))["device_keys"][alice.user_id][alice.device_id] == device.keys()
 
 
-@pytest.mark.parametrize(
-    ("change", "errcode"),
-    [
+async def test_keys_of_another_device_are_refused(homeserver: Server) -> None:
+    alice = await homeserver.register("alice", device_id="DEVICE")
+    device = Device(alice.user_id, alice.device_id)
+    for change, errcode in [
         ({"user_id": "@bob:test.example"}, "M_INVALID_PARAM"),
         ({"device_id": "OTHER"}, "M_INVALID_PARAM"),
         ({"algorithms": "m.olm"}, "M_INVALID_PARAM"),
@@ -100,15 +102,12 @@ async def test_unsigned_data_of_a_device_is_not_passed_on(homeserver: Server) ->
         ({"signatures": {"@alice:test.example": {"ed25519:DEVICE": "A" * 86}}}, "M_INVALID_SIGNATURE"),
         ({"algorithms": [MEGOLM]}, "M_INVALID_SIGNATURE"),
         ({"more": "x" * limits.encryption.DEVICE_KEYS_BYTES_MAX}, "M_INVALID_SIGNATURE"),
-    ],
-)
-async def test_keys_of_another_device_are_refused(homeserver: Server, change: dict[str, Any], errcode: str) -> None:
-    alice = await homeserver.register("alice", device_id="DEVICE")
-    device = Device(alice.user_id, alice.device_id)
-    body = {"device_keys": {**device.keys(), **change}, "one_time_keys": device.one_time_keys(1)}
-    assert await alice.refused("POST", "keys/upload", json=body) == (400, errcode)
-    assert (await query(alice, alice=[]))["device_keys"] == {alice.user_id: {}}
-    assert await claim(alice, device) == {}
+    ]:
+        with row(change, errcode):
+            body = {"device_keys": {**device.keys(), **change}, "one_time_keys": device.one_time_keys(1)}
+            assert await alice.refused("POST", "keys/upload", json=body) == (400, errcode)
+            assert (await query(alice, alice=[]))["device_keys"] == {alice.user_id: {}}
+            assert await claim(alice, device) == {}
 
 
 async def test_device_keys_have_a_maximum_size(homeserver: Server) -> None:
@@ -343,9 +342,9 @@ async def test_each_device_of_a_user_has_its_own_keys(homeserver: Server) -> Non
 # --- requests ---
 
 
-@pytest.mark.parametrize(
-    ("path", "body", "errcode"),
-    [
+async def test_malformed_requests_are_refused(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+    for path, body, errcode in [
         ("upload", {"device_keys": []}, "M_BAD_JSON"),
         ("upload", {"one_time_keys": "A"}, "M_BAD_JSON"),
         ("query", {}, "M_MISSING_PARAM"),
@@ -358,13 +357,9 @@ async def test_each_device_of_a_user_has_its_own_keys(homeserver: Server) -> Non
         ("claim", {"one_time_keys": {"@a:b": []}}, "M_BAD_JSON"),
         ("claim", {"one_time_keys": {"@a:b": {"D": 7}}}, "M_BAD_JSON"),
         ("claim", {"one_time_keys": {"alice": {"D": SIGNED}}}, "M_INVALID_PARAM"),
-    ],
-)
-async def test_malformed_requests_are_refused(
-    homeserver: Server, path: str, body: dict[str, Any], errcode: str
-) -> None:
-    alice = await homeserver.register("alice")
-    assert await alice.refused("POST", f"keys/{path}", json=body) == (400, errcode)
+    ]:
+        with row(path, body, errcode):
+            assert await alice.refused("POST", f"keys/{path}", json=body) == (400, errcode)
 
 
 async def test_requests_for_too_many_keys_are_refused(homeserver: Server) -> None:

@@ -14,6 +14,7 @@ from homeserver.users.encryption import device_lists
 from homeserver.users.encryption.device_lists import UPDATES_KEPT_MAX, list_device_list_updates
 from tests.support.federation import sync
 from tests.support.homeservers import Client, Server
+from tests.support.rows import row
 
 
 async def rename(client: Client, name: str = "new name") -> None:
@@ -160,10 +161,11 @@ async def test_deactivation_is_a_change_of_the_device_list(homeserver: Server) -
     assert await news(bob, since) == (set(), {alice.user_id})
 
 
-@pytest.mark.parametrize("query", ["from=x&to=s1", "from=s1&to=x", "from=t1_1&to=s1", f"from=s{'9' * 30}&to=s1"])
-async def test_malformed_tokens_are_refused(homeserver: Server, query: str) -> None:
+async def test_malformed_tokens_are_refused(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
-    assert await alice.refused("GET", f"keys/changes?{query}") == (400, "M_INVALID_PARAM")
+    for query in ["from=x&to=s1", "from=s1&to=x", "from=t1_1&to=s1", f"from=s{'9' * 30}&to=s1"]:
+        with row(query):
+            assert await alice.refused("GET", f"keys/changes?{query}") == (400, "M_INVALID_PARAM")
 
 
 @pytest.mark.parametrize("query", ["", "from=s1", "to=s1"])

@@ -16,6 +16,7 @@ from homeserver.features.key_backup.storage import Key, find_version, list_delet
 from homeserver.federation.identifiers import RoomID
 from tests.support.federation import until
 from tests.support.homeservers import Client, Homeservers, Server
+from tests.support.rows import row
 
 ALGORITHM = "m.megolm_backup.v1.curve25519-aes-sha2"
 AUTH_DATA = {"public_key": "abcdefg", "signatures": {}}
@@ -112,22 +113,20 @@ async def test_an_unknown_version_is_not_found(homeserver: Server, version: str)
     assert await alice.refused("PUT", path(version), json={"rooms": {}}) == (404, "M_NOT_FOUND")
 
 
-@pytest.mark.parametrize(
-    ("body", "errcode"),
-    [
+async def test_a_malformed_version_is_refused(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+    assert await make_version(alice) == "1"
+    for body, errcode in [
         ({}, "M_MISSING_PARAM"),
         ({"algorithm": ALGORITHM}, "M_MISSING_PARAM"),
         ({"algorithm": "rot13", "auth_data": {}}, "M_BAD_JSON"),
         ({"algorithm": ALGORITHM, "auth_data": []}, "M_BAD_JSON"),
         ({"algorithm": ALGORITHM, "auth_data": {}, "version": 1}, "M_BAD_JSON"),
         ({"algorithm": ALGORITHM, "auth_data": {}, "version": "2"}, "M_INVALID_PARAM"),
-    ],
-)
-async def test_a_malformed_version_is_refused(homeserver: Server, body: dict[str, Any], errcode: str) -> None:
-    alice = await homeserver.register("alice")
-    assert await make_version(alice) == "1"
-    assert await alice.refused("PUT", "room_keys/version/1", json=body) == (400, errcode)
-    assert (await alice.ok("GET", "room_keys/version"))["auth_data"] == AUTH_DATA
+    ]:
+        with row(body, errcode):
+            assert await alice.refused("PUT", "room_keys/version/1", json=body) == (400, errcode)
+            assert (await alice.ok("GET", "room_keys/version"))["auth_data"] == AUTH_DATA
 
 
 async def test_the_size_of_auth_data_and_the_number_of_versions_are_limited(homeserver: Server) -> None:
@@ -249,9 +248,10 @@ def broken(**changes: Any) -> dict[str, Any]:
     return {**key(), **changes}
 
 
-@pytest.mark.parametrize(
-    ("session", "errcode"),
-    [
+async def test_a_malformed_key_stores_nothing(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+    version = await make_version(alice)
+    for session, errcode in [
         (broken(first_message_index="0"), "M_BAD_JSON"),
         (broken(first_message_index=-1), "M_BAD_JSON"),
         (broken(first_message_index=2**53), "M_BAD_JSON"),
@@ -262,16 +262,13 @@ def broken(**changes: Any) -> dict[str, Any]:
         (broken(session_data={"a": "x" * limits.users.KEY_BACKUP_SESSION_BYTES_MAX}), "M_TOO_LARGE"),
         ({"first_message_index": 0}, "M_MISSING_PARAM"),
         ([], "M_BAD_JSON"),
-    ],
-)
-async def test_a_malformed_key_stores_nothing(homeserver: Server, session: Any, errcode: str) -> None:
-    alice = await homeserver.register("alice")
-    version = await make_version(alice)
-    status = 413 if errcode == "M_TOO_LARGE" else 400
-    rooms = {ROOM: {"sessions": {"a": key(), "s": session}}}
-    for parts, body in (((), {"rooms": rooms}), ((ROOM,), rooms[ROOM]), ((ROOM, "s"), session)):
-        assert await alice.refused("PUT", path(version, *parts), json=body) == (status, errcode)
-    assert (await alice.ok("GET", "room_keys/version"))["count"] == 0
+    ]:
+        with row(session, errcode):
+            status = 413 if errcode == "M_TOO_LARGE" else 400
+            rooms = {ROOM: {"sessions": {"a": key(), "s": session}}}
+            for parts, body in (((), {"rooms": rooms}), ((ROOM,), rooms[ROOM]), ((ROOM, "s"), session)):
+                assert await alice.refused("PUT", path(version, *parts), json=body) == (status, errcode)
+            assert (await alice.ok("GET", "room_keys/version"))["count"] == 0
 
 
 @pytest.mark.parametrize("name", ["", "x" * 256, "a\0b"])

@@ -13,6 +13,7 @@ from homeserver.log import ConsoleFormatter
 from homeserver.users import accounts
 from homeserver.users.passwords import HASHERS
 from tests.support.homeservers import CLIENT_IP, PASSWORD, Homeservers, Server
+from tests.support.rows import row
 
 
 def by_name(user: str, password: str = PASSWORD, **fields: object) -> dict:
@@ -65,9 +66,9 @@ async def test_other_devices_stay_logged_in(homeserver: Server) -> None:
     await first.ok("GET", "account/whoami")
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
+async def test_unknown_users_and_wrong_passwords_are_refused(homeserver: Server) -> None:
+    await homeserver.register("alice")
+    for body in [
         by_name("alice", "wrong"),
         by_name("nobody"),
         by_name("@alice:other.example"),
@@ -76,16 +77,14 @@ async def test_other_devices_stay_logged_in(homeserver: Server) -> None:
         {**by_name("alice"), "identifier": {"type": "m.id.thirdparty", "medium": "email", "address": "a@b.example"}},
         {"type": "m.login.password", "medium": "email", "address": "a@b.example", "password": PASSWORD},
         {**by_name("alice"), "identifier": {"type": "m.id.phone", "country": "GB", "phone": "123"}},
-    ],
-)
-async def test_unknown_users_and_wrong_passwords_are_refused(homeserver: Server, body: dict) -> None:
-    await homeserver.register("alice")
-    assert await homeserver.anonymous.refused("POST", "login", json=body) == (403, "M_FORBIDDEN")
+    ]:
+        with row(body):
+            assert await homeserver.anonymous.refused("POST", "login", json=body) == (403, "M_FORBIDDEN")
 
 
-@pytest.mark.parametrize(
-    ("body", "errcode"),
-    [
+async def test_wrong_types_are_refused_and_create_no_device(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+    for body, errcode in [
         ({}, "M_MISSING_PARAM"),
         ({"type": 7}, "M_BAD_JSON"),
         ({"type": "m.login.nonsense"}, "M_UNKNOWN"),
@@ -100,12 +99,10 @@ async def test_unknown_users_and_wrong_passwords_are_refused(homeserver: Server,
         ({**by_name("alice"), "identifier": {"type": "m.id.user"}}, "M_MISSING_PARAM"),
         ({**by_name("alice"), "identifier": {"type": "m.id.user", "user": 7}}, "M_BAD_JSON"),
         ({**by_name("alice"), "identifier": {"type": "m.id.nonsense"}}, "M_UNKNOWN"),
-    ],
-)
-async def test_wrong_types_are_refused_and_create_no_device(homeserver: Server, body: dict, errcode: str) -> None:
-    alice = await homeserver.register("alice")
-    assert await homeserver.anonymous.refused("POST", "login", json=body) == (400, errcode)
-    assert len((await alice.ok("GET", "devices"))["devices"]) == 1
+    ]:
+        with row(body, errcode):
+            assert await homeserver.anonymous.refused("POST", "login", json=body) == (400, errcode)
+            assert len((await alice.ok("GET", "devices"))["devices"]) == 1
 
 
 async def test_accounts_without_a_password_cannot_log_in(homeserver: Server) -> None:

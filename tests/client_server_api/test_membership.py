@@ -23,6 +23,7 @@ from tests.support.people import (
     state,
     sync,
 )
+from tests.support.rows import row
 
 FORBIDDEN = (403, "M_FORBIDDEN")
 NOT_FOUND = (404, "M_NOT_FOUND")
@@ -361,25 +362,24 @@ async def test_malformed_targets_are_refused(server: Server, action: str, body: 
     assert await membership(alice, room_id, bob.user_id) == "join"
 
 
-@pytest.mark.parametrize(
-    "body", [{"reason": 7}, {"reason": []}, [], 7, {"reason": "x" * 70_000}], ids=lambda body: repr(body)[:20]
-)
-async def test_malformed_reasons_are_refused(server: Server, body: Any) -> None:
+async def test_malformed_reasons_are_refused(server: Server) -> None:
     alice, bob, carol = await people(server, "alice", "bob", "carol")
     room_id = await public_room(alice, bob)
-    for client, path in (
-        (bob, path_of(room_id, "leave")),
-        (carol, path_of(room_id, "join")),
-        (carol, f"join/{room_id}"),
-        (carol, f"knock/{room_id}"),
-    ):
-        assert await client.refused("POST", path, json=body) in (
-            (400, "M_BAD_JSON"),
-            (413, "M_TOO_LARGE"),
-            FORBIDDEN if path.startswith("knock") and isinstance(body, dict) else (),
-        )
-    assert await membership(alice, room_id, bob.user_id) == "join"
-    assert ("m.room.member", carol.user_id) not in await state(alice, room_id)
+    for body in [{"reason": 7}, {"reason": []}, [], 7, {"reason": "x" * 70_000}]:
+        with row(body):
+            for client, path in (
+                (bob, path_of(room_id, "leave")),
+                (carol, path_of(room_id, "join")),
+                (carol, f"join/{room_id}"),
+                (carol, f"knock/{room_id}"),
+            ):
+                assert await client.refused("POST", path, json=body) in (
+                    (400, "M_BAD_JSON"),
+                    (413, "M_TOO_LARGE"),
+                    FORBIDDEN if path.startswith("knock") and isinstance(body, dict) else (),
+                )
+            assert await membership(alice, room_id, bob.user_id) == "join"
+            assert ("m.room.member", carol.user_id) not in await state(alice, room_id)
 
 
 async def test_an_access_token_is_required(server: Server) -> None:

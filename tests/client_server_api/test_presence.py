@@ -16,6 +16,7 @@ from homeserver.rooms.append import append_local
 from homeserver.rooms.membership import store_membership
 from homeserver.users.presence import is_news_of_device, note_activity
 from tests.support.homeservers import Client, Homeservers, Server
+from tests.support.rows import row
 
 TIMEOUT_S = 300
 
@@ -54,20 +55,18 @@ async def test_a_status_can_be_set(homeserver: Server) -> None:
     assert await status(alice, alice.user_id) == {"presence": "unavailable", "last_active_ago": 0}
 
 
-@pytest.mark.parametrize(
-    ("body", "refusal"),
-    [
+async def test_malformed_presence_is_refused(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+    for body, refusal in [
         ({}, (400, "M_MISSING_PARAM")),
         ({"presence": "busy"}, (400, "M_BAD_JSON")),
         ({"presence": 7}, (400, "M_BAD_JSON")),
         ({"presence": "online", "status_msg": 7}, (400, "M_BAD_JSON")),
         ({"presence": "online", "status_msg": "x" * 2049}, (400, "M_TOO_LARGE")),
-    ],
-)
-async def test_malformed_presence_is_refused(homeserver: Server, body: dict, refusal: tuple[int, str]) -> None:
-    alice = await homeserver.register("alice")
-    assert await alice.refused("PUT", f"presence/{alice.user_id}/status", json=body) == refusal
-    assert await status(alice, alice.user_id) == {"presence": "offline"}
+    ]:
+        with row(body, refusal):
+            assert await alice.refused("PUT", f"presence/{alice.user_id}/status", json=body) == refusal
+            assert await status(alice, alice.user_id) == {"presence": "offline"}
 
 
 async def test_only_users_sharing_a_room_see_presence(homeserver: Server) -> None:

@@ -15,6 +15,7 @@ from homeserver.federation.identifiers import RoomID
 from homeserver.rooms.heads import find_head, state_content
 from homeserver.users.profile_changes import finish_update
 from tests.support.homeservers import Client, Homeservers, Server
+from tests.support.rows import row
 
 
 async def member_content(server: Server, room_id: RoomID, user_id: str) -> dict[str, Any]:
@@ -68,9 +69,9 @@ async def test_an_empty_name_or_avatar_removes_it(homeserver: Server) -> None:
     assert await alice.ok("GET", f"profile/{alice.user_id}") == {}
 
 
-@pytest.mark.parametrize(
-    ("field", "body", "errcode"),
-    [
+async def test_malformed_fields_are_refused(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+    for field, body, errcode in [
         ("displayname", {}, "M_MISSING_PARAM"),
         ("displayname", {"avatar_url": "mxc://a/b"}, "M_MISSING_PARAM"),
         ("displayname", {"displayname": 7}, "M_BAD_JSON"),
@@ -86,12 +87,10 @@ async def test_an_empty_name_or_avatar_removes_it(homeserver: Server) -> None:
         ("org." + "x" * 252, {"org." + "x" * 252: "x"}, "M_KEY_TOO_LARGE"),
         ("org.example.big", {"org.example.big": "x" * 65536}, "M_PROFILE_TOO_LARGE"),
         ("displayname", [], "M_BAD_JSON"),
-    ],
-)
-async def test_malformed_fields_are_refused(homeserver: Server, field: str, body: Any, errcode: str) -> None:
-    alice = await homeserver.register("alice")
-    assert await alice.refused("PUT", f"profile/{alice.user_id}/{field}", json=body) == (400, errcode)
-    assert await alice.ok("GET", f"profile/{alice.user_id}") == NEW
+    ]:
+        with row(field, body, errcode):
+            assert await alice.refused("PUT", f"profile/{alice.user_id}/{field}", json=body) == (400, errcode)
+            assert await alice.ok("GET", f"profile/{alice.user_id}") == NEW
 
 
 async def test_the_whole_profile_has_a_maximum_size(homeserver: Server) -> None:
@@ -195,20 +194,16 @@ async def test_other_servers_can_query_profiles(homeserver: Server) -> None:
     assert await ask_as_server(homeserver, user_id=alice.user_id, field="avatar_url") == {}
 
 
-@pytest.mark.parametrize(
-    ("query", "errcode"),
-    [
+async def test_malformed_queries_of_other_servers_are_refused(homeserver: Server) -> None:
+    for query, errcode in [
         ({}, "M_MISSING_PARAM"),
         ({"user_id": "alice"}, "M_INVALID_PARAM"),
         ({"user_id": "@nobody:test.example"}, "M_NOT_FOUND"),
         ({"user_id": "@alice:third.example"}, "M_NOT_FOUND"),
-    ],
-)
-async def test_malformed_queries_of_other_servers_are_refused(
-    homeserver: Server, query: dict[str, str], errcode: str
-) -> None:
-    with pytest.raises(MatrixError, match=errcode):
-        await ask_as_server(homeserver, **query)
+    ]:
+        with row(query, errcode):
+            with pytest.raises(MatrixError, match=errcode):
+                await ask_as_server(homeserver, **query)
 
 
 async def test_a_suspended_user_cannot_change_the_profile(homeserver: Server) -> None:

@@ -11,6 +11,7 @@ from homeserver import limits
 from homeserver.database import Transaction
 from homeserver.users.push_rules import store_rule
 from tests.support.homeservers import Client, Server
+from tests.support.rows import row
 
 DEFAULT_OVERRIDES = [
     ".m.rule.master", ".m.rule.suppress_notices", ".m.rule.invite_for_me", ".m.rule.member_event",
@@ -265,9 +266,9 @@ async def test_unknown_conditions_are_kept_as_given(homeserver: Server, conditio
         assert (await alice.ok("GET", path_of(kind, "x")))["conditions"] == [condition, condition]
 
 
-@pytest.mark.parametrize(
-    ("condition", "errcode"),
-    [
+async def test_malformed_conditions_are_refused(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+    for condition, errcode in [
         ("event_match", "M_BAD_JSON"),
         ({}, "M_BAD_JSON"),
         ({"kind": 7}, "M_BAD_JSON"),
@@ -285,18 +286,17 @@ async def test_unknown_conditions_are_kept_as_given(homeserver: Server, conditio
         ({"kind": "room_member_count", "is": "two"}, "M_INVALID_PARAM"),
         ({"kind": "sender_notification_permission"}, "M_MISSING_PARAM"),
         ({"kind": "org.example.unknown", "key": 3}, "M_BAD_JSON"),
-    ],
-)
-async def test_malformed_conditions_are_refused(homeserver: Server, condition: Any, errcode: str) -> None:
+    ]:
+        with row(condition, errcode):
+            body = {"actions": [], "conditions": [IS_TEXT, condition]}
+            assert await alice.refused("PUT", path_of("override", "x"), json=body) == (400, errcode)
+            assert await ids(alice, "override") == DEFAULT_OVERRIDES
+
+
+async def test_malformed_rules_are_refused(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
-    body = {"actions": [], "conditions": [IS_TEXT, condition]}
-    assert await alice.refused("PUT", path_of("override", "x"), json=body) == (400, errcode)
-    assert await ids(alice, "override") == DEFAULT_OVERRIDES
-
-
-@pytest.mark.parametrize(
-    ("kind", "rule_id", "body", "errcode"),
-    [
+    before = await alice.ok("GET", "pushrules/")
+    for kind, rule_id, body, errcode in [
         ("override", ".mine", {"actions": []}, "M_INVALID_PARAM"),
         ("override", "a/b", {"actions": []}, "M_INVALID_PARAM"),
         ("override", "a\\b", {"actions": []}, "M_INVALID_PARAM"),
@@ -312,15 +312,10 @@ async def test_malformed_conditions_are_refused(homeserver: Server, condition: A
         ("override", "x", {"actions": [None]}, "M_BAD_JSON"),
         ("override", "x", {"actions": [], "conditions": {}}, "M_BAD_JSON"),
         ("nonsense", "x", {"actions": []}, "M_INVALID_PARAM"),
-    ],
-)
-async def test_malformed_rules_are_refused(
-    homeserver: Server, kind: str, rule_id: str, body: Any, errcode: str
-) -> None:
-    alice = await homeserver.register("alice")
-    before = await alice.ok("GET", "pushrules/")
-    assert await alice.refused("PUT", path_of(kind, rule_id), json=body) == (400, errcode)
-    assert await alice.ok("GET", "pushrules/") == before
+    ]:
+        with row(kind, rule_id, body, errcode):
+            assert await alice.refused("PUT", path_of(kind, rule_id), json=body) == (400, errcode)
+            assert await alice.ok("GET", "pushrules/") == before
 
 
 async def test_unknown_scopes_are_not_found(homeserver: Server) -> None:
@@ -329,11 +324,12 @@ async def test_unknown_scopes_are_not_found(homeserver: Server) -> None:
         assert await alice.refused("GET", path) == (404, "M_UNRECOGNIZED")
 
 
-@pytest.mark.parametrize("enabled", [None, "true", 1, []])
-async def test_enabled_must_be_a_boolean(homeserver: Server, enabled: Any) -> None:
+async def test_enabled_must_be_a_boolean(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     path = path_of("override", ".m.rule.master", "enabled")
-    assert await alice.refused("PUT", path, json={"enabled": enabled}) == (400, "M_BAD_JSON")
+    for enabled in [None, "true", 1, []]:
+        with row(enabled):
+            assert await alice.refused("PUT", path, json={"enabled": enabled}) == (400, "M_BAD_JSON")
 
 
 async def test_rules_have_a_maximum_size(homeserver: Server) -> None:

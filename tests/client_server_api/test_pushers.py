@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import pytest
 import trio
 
 from homeserver import limits
@@ -15,6 +12,7 @@ from tests.support.federation import Federation, until
 from tests.support.gateway import Gateway
 from tests.support.homeservers import Client, Server
 from tests.support.people import Json, invite, join, path_of, public_room, redact, say, send, set_state
+from tests.support.rows import row
 
 INVALID = (400, "M_INVALID_PARAM")
 ENCRYPTED = {"algorithm": "m.megolm.v1.aes-sha2", "ciphertext": "x"}
@@ -237,9 +235,9 @@ async def test_deleting_a_device_deletes_its_pushers(server: Server) -> None:
     assert await keys(alice) == ["laptop"]
 
 
-@pytest.mark.parametrize(
-    ("change", "refusal"),
-    [
+async def test_malformed_pushers_are_refused(server: Server) -> None:
+    alice = await server.register("alice")
+    for change, refusal in [
         ({"kind": "email"}, INVALID),
         ({"kind": "carrier pigeon"}, INVALID),
         ({"lang": None}, (400, "M_MISSING_PARAM")),
@@ -254,12 +252,13 @@ async def test_deleting_a_device_deletes_its_pushers(server: Server) -> None:
         ({"lang": "x" * 9000}, (413, "M_TOO_LARGE")),
         ({"pushkey": None}, (400, "M_BAD_JSON")),
         ({"append": "yes"}, (400, "M_BAD_JSON")),
-    ],
-)
-async def test_malformed_pushers_are_refused(server: Server, change: dict[str, Any], refusal: tuple[int, str]) -> None:
-    alice = await server.register("alice")
-    assert await alice.refused("POST", "pushers/set", json={**Gateway("push.example").pusher("a"), **change}) == refusal
-    assert await pushers(alice) == []
+    ]:
+        with row(change, refusal):
+            assert (
+                await alice.refused("POST", "pushers/set", json={**Gateway("push.example").pusher("a"), **change})
+                == refusal
+            )
+            assert await pushers(alice) == []
 
 
 async def test_the_number_of_pushers_of_a_user_is_limited(server: Server) -> None:

@@ -9,6 +9,7 @@ from homeserver.config import Registration
 from homeserver.errors import MatrixError
 from homeserver.users import registration_tokens
 from tests.support.homeservers import PASSWORD, Homeservers, Server, now_ms
+from tests.support.rows import row
 
 VALIDITY = "/_matrix/client/v1/register/m.login.registration_token/validity"
 
@@ -65,12 +66,13 @@ async def test_validity_is_refused_if_registration_is_disabled(homeservers: Home
     assert await server.anonymous.refused("GET", f"{VALIDITY}?token=x") == (403, "M_FORBIDDEN")
 
 
-@pytest.mark.parametrize(("token", "uses"), [("", None), ("a b", None), ("x" * 65, None), ("fine", 0), ("taken", None)])
-async def test_malformed_tokens_cannot_be_created(homeserver: Server, token: str, uses: int | None) -> None:
+async def test_malformed_tokens_cannot_be_created(homeserver: Server) -> None:
     await homeserver.write(registration_tokens.create_token, "taken")
-    with pytest.raises(MatrixError, match="M_INVALID_PARAM"):
-        await homeserver.write(registration_tokens.create_token, token, uses)
-    assert len(await homeserver.read(registration_tokens.list_tokens)) == 1
+    for token, uses in [("", None), ("a b", None), ("x" * 65, None), ("fine", 0), ("taken", None)]:
+        with row(token, uses):
+            with pytest.raises(MatrixError, match="M_INVALID_PARAM"):
+                await homeserver.write(registration_tokens.create_token, token, uses)
+            assert len(await homeserver.read(registration_tokens.list_tokens)) == 1
 
 
 async def test_a_random_token_is_generated_by_default(homeserver: Server) -> None:

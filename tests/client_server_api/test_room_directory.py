@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import quote
 
-import pytest
-
 from homeserver.config import Directory
 from tests.support.homeservers import Client, Homeservers, Server
 from tests.support.people import act, create, get_state, join, leave, path_of, redact, set_state
+from tests.support.rows import row
 
 FORBIDDEN = (403, "M_FORBIDDEN")
 NOT_FOUND = (404, "M_NOT_FOUND")
@@ -116,14 +115,15 @@ async def test_aliases_may_contain_unusual_characters(server: Server) -> None:
     assert await alice.ok("POST", path.replace("directory/room/", "join/"), json={}) == {"room_id": room_id}
 
 
-@pytest.mark.parametrize("alias", ["pub:test.example", "#pub", "#:test.example", "#" + "a" * 255 + ":test.example"])
-async def test_malformed_aliases_are_refused(server: Server, alias: str) -> None:
+async def test_malformed_aliases_are_refused(server: Server) -> None:
     alice = await server.register("alice")
     room_id = await create(alice)
-    path = alias_path(alias)
-    assert await alice.refused("PUT", path, json={"room_id": room_id}) == (400, "M_INVALID_PARAM")
-    assert (await alice.refused("GET", path))[0] in (400, 404)
-    assert (await alice.refused("DELETE", path))[0] in (400, 404)
+    for alias in ["pub:test.example", "#pub", "#:test.example", "#" + "a" * 255 + ":test.example"]:
+        with row(alias):
+            path = alias_path(alias)
+            assert await alice.refused("PUT", path, json={"room_id": room_id}) == (400, "M_INVALID_PARAM")
+            assert (await alice.refused("GET", path))[0] in (400, 404)
+            assert (await alice.refused("DELETE", path))[0] in (400, 404)
 
 
 async def test_aliases_of_other_servers_cannot_be_changed(server: Server) -> None:
@@ -136,20 +136,18 @@ async def test_aliases_of_other_servers_cannot_be_changed(server: Server) -> Non
     assert status in (404, 502, 504)
 
 
-@pytest.mark.parametrize(
-    ("body", "errcode"),
-    [
+async def test_malformed_alias_bodies_are_refused(server: Server) -> None:
+    alice = await server.register("alice")
+    for body, errcode in [
         ({}, "M_MISSING_PARAM"),
         ({"room_id": 7}, "M_BAD_JSON"),
         ({"room_id": None}, "M_BAD_JSON"),
         ({"room_id": "room"}, "M_INVALID_PARAM"),
         ([], "M_BAD_JSON"),
-    ],
-)
-async def test_malformed_alias_bodies_are_refused(server: Server, body: Any, errcode: str) -> None:
-    alice = await server.register("alice")
-    assert await alice.refused("PUT", PUB, json=body) == (400, errcode)
-    assert await alice.refused("GET", PUB) == NOT_FOUND
+    ]:
+        with row(body, errcode):
+            assert await alice.refused("PUT", PUB, json=body) == (400, errcode)
+            assert await alice.refused("GET", PUB) == NOT_FOUND
 
 
 async def test_a_room_can_be_published_and_unpublished(server: Server) -> None:
@@ -178,13 +176,14 @@ async def test_publishing_a_room_requires_power(server: Server) -> None:
     assert await alice.refused("PUT", unknown, json={"visibility": "public"}) == NOT_FOUND
 
 
-@pytest.mark.parametrize("body", [{"visibility": "secret"}, {"visibility": 7}, {"visibility": None}, []])
-async def test_malformed_visibilities_are_refused(server: Server, body: Any) -> None:
+async def test_malformed_visibilities_are_refused(server: Server) -> None:
     alice = await server.register("alice")
     room_id = await create(alice)
     path = f"directory/list/room/{room_id}"
-    assert await alice.refused("PUT", path, json=body) == (400, "M_BAD_JSON")
-    assert await alice.ok("GET", path) == {"visibility": "private"}
+    for body in [{"visibility": "secret"}, {"visibility": 7}, {"visibility": None}, []]:
+        with row(body):
+            assert await alice.refused("PUT", path, json=body) == (400, "M_BAD_JSON")
+            assert await alice.ok("GET", path) == {"visibility": "private"}
 
 
 async def test_the_directory_describes_each_room(server: Server) -> None:
@@ -337,21 +336,29 @@ async def test_a_setting_opens_the_directory_to_anonymous_clients(homeservers: H
         assert await server.anonymous.refused("POST", "publicRooms", json={}) == NO_TOKEN
 
 
-@pytest.mark.parametrize(
-    "query",
-    ["limit=x", "limit=-1", "limit=1.5", "since=nonsense", "since=p", "since=p-1", "since=p1e3", "server=no%20name",
-     "server=a/b", "server="],
-)  # fmt: skip
-async def test_malformed_parameters_are_refused(server: Server, query: str) -> None:
+async def test_malformed_parameters_are_refused(server: Server) -> None:
     alice = await server.register("alice")
-    assert await alice.refused("GET", f"publicRooms?{query}") == (400, "M_INVALID_PARAM")
-    if query.startswith("server"):
-        assert await alice.refused("POST", f"publicRooms?{query}", json={}) == (400, "M_INVALID_PARAM")
+    for query in [
+        "limit=x",
+        "limit=-1",
+        "limit=1.5",
+        "since=nonsense",
+        "since=p",
+        "since=p-1",
+        "since=p1e3",
+        "server=no%20name",
+        "server=a/b",
+        "server=",
+    ]:
+        with row(query):
+            assert await alice.refused("GET", f"publicRooms?{query}") == (400, "M_INVALID_PARAM")
+            if query.startswith("server"):
+                assert await alice.refused("POST", f"publicRooms?{query}", json={}) == (400, "M_INVALID_PARAM")
 
 
-@pytest.mark.parametrize(
-    ("body", "errcode"),
-    [
+async def test_malformed_searches_are_refused(server: Server) -> None:
+    alice = await server.register("alice")
+    for body, errcode in [
         ({"limit": "7"}, "M_BAD_JSON"),
         ({"limit": -1}, "M_BAD_JSON"),
         ({"since": 7}, "M_BAD_JSON"),
@@ -363,8 +370,6 @@ async def test_malformed_parameters_are_refused(server: Server, query: str) -> N
         ({"include_all_networks": "yes"}, "M_BAD_JSON"),
         ({"third_party_instance_id": 7}, "M_BAD_JSON"),
         ([], "M_BAD_JSON"),
-    ],
-)
-async def test_malformed_searches_are_refused(server: Server, body: Any, errcode: str) -> None:
-    alice = await server.register("alice")
-    assert await alice.refused("POST", "publicRooms", json=body) == (400, errcode)
+    ]:
+        with row(body, errcode):
+            assert await alice.refused("POST", "publicRooms", json=body) == (400, errcode)

@@ -6,7 +6,6 @@ import base64
 from typing import Any
 
 import msgspec
-import pytest
 
 from homeserver.database import Transaction
 from homeserver.features.room_hierarchy import DEPTH_MAX, Token
@@ -16,6 +15,7 @@ from homeserver.rooms.append import append_local
 from homeserver.rooms.spaces import Child, in_order
 from tests.support.homeservers import Client, Server
 from tests.support.people import act, create, invite, join, path_of, public_room, redact, set_state
+from tests.support.rows import row
 
 Json = dict[str, Any]
 SPACE = {"creation_content": {"type": "m.space"}, "preset": "public_chat"}
@@ -224,13 +224,12 @@ async def test_parameters_must_stay_the_same(server: Server) -> None:
         assert await refused(alice, outer, **{"from": start}, **other) == (400, "M_INVALID_PARAM")
 
 
-@pytest.mark.parametrize(
-    "query", ["limit=0", "limit=-1", "limit=x", "max_depth=-1", "max_depth=1.5", "suggested_only=maybe"]
-)
-async def test_nonsense_is_refused(server: Server, query: str) -> None:
+async def test_nonsense_is_refused(server: Server) -> None:
     alice = await server.register("alice")
     path = "/_matrix/client/v1/" + path_of(await space(alice), "hierarchy")
-    assert await alice.refused("GET", f"{path}?{query}") == (400, "M_INVALID_PARAM")
+    for query in ["limit=0", "limit=-1", "limit=x", "max_depth=-1", "max_depth=1.5", "suggested_only=maybe"]:
+        with row(query):
+            assert await alice.refused("GET", f"{path}?{query}") == (400, "M_INVALID_PARAM")
 
 
 async def test_forged_tokens_lead_nowhere(server: Server) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from tests.support.homeservers import Client, Server
 from tests.support.people import act, create, invite, join, knock, leave, path_of, redact, send, set_state, sync
+from tests.support.rows import row
 
 FORBIDDEN = (403, "M_FORBIDDEN")
 
@@ -185,10 +184,9 @@ async def test_member_events_with_malformed_content_are_tolerated(server: Server
     assert (await alice.ok("GET", path_of(room_id, "joined_members")))["joined"] == {alice.user_id: {}}
 
 
-@pytest.mark.parametrize(
-    "query", ["at=nonsense", "at=", "at=t", "at=s-1x", "membership=dance", "not_membership=", "membership=JOIN"]
-)
-async def test_malformed_parameters_are_refused(server: Server, query: str) -> None:
+async def test_malformed_parameters_are_refused(server: Server) -> None:
     alice = await server.register("alice")
     room_id = await create(alice)
-    assert await alice.refused("GET", path_of(room_id, "members") + "?" + query) == (400, "M_INVALID_PARAM")
+    for query in ["at=nonsense", "at=", "at=t", "at=s-1x", "membership=dance", "not_membership=", "membership=JOIN"]:
+        with row(query):
+            assert await alice.refused("GET", path_of(room_id, "members") + "?" + query) == (400, "M_INVALID_PARAM")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -21,6 +20,7 @@ from tests.support.people import (
     set_state,
     state,
 )
+from tests.support.rows import row
 
 FORBIDDEN = (403, "M_FORBIDDEN")
 ALIAS_PATH = "directory/room/" + quote("#pub:test.example", safe="")
@@ -132,9 +132,11 @@ async def test_nobody_can_grant_more_power_than_they_have(server: Server, users:
     assert now["users"] == (wanted if allowed else start["users"])
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
+async def test_power_levels_must_be_integers(server: Server) -> None:
+    alice = await server.register("alice")
+    room_id = await create(alice)
+    before = await get_state(alice, room_id, "m.room.power_levels")
+    for content in [
         {"users": {"@bob:test.example": "50"}},
         {"users": {"bob": 50}},
         {"users": []},
@@ -142,15 +144,11 @@ async def test_nobody_can_grant_more_power_than_they_have(server: Server, users:
         {"ban": "50"},
         {"state_default": {}},
         {"notifications": {"room": "50"}},
-    ],
-)
-async def test_power_levels_must_be_integers(server: Server, content: dict[str, Any]) -> None:
-    alice = await server.register("alice")
-    room_id = await create(alice)
-    before = await get_state(alice, room_id, "m.room.power_levels")
-    status, _ = await alice.refused("PUT", path_of(room_id, "state", "m.room.power_levels"), json=content)
-    assert status in (400, 403)
-    assert await get_state(alice, room_id, "m.room.power_levels") == before
+    ]:
+        with row(content):
+            status, _ = await alice.refused("PUT", path_of(room_id, "state", "m.room.power_levels"), json=content)
+            assert status in (400, 403)
+            assert await get_state(alice, room_id, "m.room.power_levels") == before
 
 
 async def test_former_members_read_the_state_as_of_their_departure(server: Server) -> None:
@@ -216,9 +214,11 @@ async def test_only_newly_added_aliases_are_checked(server: Server) -> None:
         await set_state(alice, room_id, "m.room.canonical_alias", content)
 
 
-@pytest.mark.parametrize(
-    ("content", "errcode"),
-    [
+async def test_malformed_canonical_aliases_are_refused(server: Server) -> None:
+    alice = await server.register("alice")
+    room_id = await create(alice, room_alias_name="pub")
+    path = path_of(room_id, "state", "m.room.canonical_alias")
+    for content, errcode in [
         ({"alias": 7}, "M_BAD_JSON"),
         ({"alias": ["#pub:test.example"]}, "M_BAD_JSON"),
         ({"alias": "pub"}, "M_INVALID_PARAM"),
@@ -230,34 +230,28 @@ async def test_only_newly_added_aliases_are_checked(server: Server) -> None:
         ({"alt_aliases": [{}]}, "M_INVALID_PARAM"),
         ({"alt_aliases": [None]}, "M_INVALID_PARAM"),
         ({"alt_aliases": ["nonsense"]}, "M_INVALID_PARAM"),
-    ],
-)
-async def test_malformed_canonical_aliases_are_refused(server: Server, content: dict[str, Any], errcode: str) -> None:
+    ]:
+        with row(content, errcode):
+            assert await alice.refused("PUT", path, json=content) == (400, errcode)
+            assert await get_state(alice, room_id, "m.room.canonical_alias") == {"alias": "#pub:test.example"}
+
+
+async def test_malformed_content_is_refused(server: Server) -> None:
     alice = await server.register("alice")
-    room_id = await create(alice, room_alias_name="pub")
-    path = path_of(room_id, "state", "m.room.canonical_alias")
-    assert await alice.refused("PUT", path, json=content) == (400, errcode)
-    assert await get_state(alice, room_id, "m.room.canonical_alias") == {"alias": "#pub:test.example"}
-
-
-@pytest.mark.parametrize(
-    ("content", "status", "errcode"),
-    [
+    room_id = await create(alice)
+    events = len(await all_messages(alice, room_id))
+    for content, status, errcode in [
         (b"", 400, "M_NOT_JSON"),
         (b"[]", 400, "M_BAD_JSON"),
         (b'"x"', 400, "M_BAD_JSON"),
         (b'{"n": 0.5}', 400, "M_BAD_JSON"),
         (b'{"n": 9007199254740992}', 400, "M_BAD_JSON"),
         (b'{"n": "' + b"x" * 65_536 + b'"}', 413, "M_TOO_LARGE"),
-    ],
-)
-async def test_malformed_content_is_refused(server: Server, content: bytes, status: int, errcode: str) -> None:
-    alice = await server.register("alice")
-    room_id = await create(alice)
-    events = len(await all_messages(alice, room_id))
-    for path in (path_of(room_id, "state", "org.example"), path_of(room_id, "state", "org.example", "key")):
-        assert await alice.refused("PUT", path, content=content) == (status, errcode)
-    assert len(await all_messages(alice, room_id)) == events
+    ]:
+        with row(content, status, errcode):
+            for path in (path_of(room_id, "state", "org.example"), path_of(room_id, "state", "org.example", "key")):
+                assert await alice.refused("PUT", path, content=content) == (status, errcode)
+            assert len(await all_messages(alice, room_id)) == events
 
 
 async def test_types_and_state_keys_have_a_maximum_length(server: Server) -> None:

@@ -31,6 +31,7 @@ from tests.support.people import (
     texts,
     timeline,
 )
+from tests.support.rows import row
 
 
 @asynccontextmanager
@@ -169,12 +170,11 @@ async def test_tokens_without_a_generation_still_work(server: Server) -> None:
     assert texts((await messages(alice, room_id, "f", **{"from": f"t{position << 20}"}))["chunk"]) == ["news"]
 
 
-@pytest.mark.parametrize(
-    "token", ["", "x", "s", "s-1", "t5", "s5_", "s5_a b", "s5_" + "x" * 100, "t1_1_abc", "s1_1_1 "]
-)
-async def test_malformed_sync_tokens_are_refused(homeserver: Server, token: str) -> None:
+async def test_malformed_sync_tokens_are_refused(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
-    assert await alice.refused("GET", "sync", params={"since": token}) == (400, "M_INVALID_PARAM")
+    for token in ["", "x", "s", "s-1", "t5", "s5_", "s5_a b", "s5_" + "x" * 100, "t1_1_abc", "s1_1_1 "]:
+        with row(token):
+            assert await alice.refused("GET", "sync", params={"since": token}) == (400, "M_INVALID_PARAM")
 
 
 async def test_a_forged_token_starts_an_initial_sync(homeserver: Server) -> None:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tests.end_to_end.launcher import Forked, Launcher
 from tests.end_to_end.programs import Homeserver, Place, free_port, make_place, write_config
 from tests.support.postgres import Cluster, running_cluster
 
@@ -121,7 +120,7 @@ class Node:
         self.server.process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        assert isinstance(self.server.process, Forked)
+        assert self.server.process is not None
         self.server.process.send_signal(signal.SIGCONT)
         self.server.kill()
 
@@ -133,7 +132,6 @@ class Nodes:
     nodes: list[Node]
     peer: Homeserver
     postgres: Cluster
-    launcher: Launcher
     folder: Path
 
     @property
@@ -141,7 +139,7 @@ class Nodes:
         return [node.server for node in self.nodes]
 
     def start(self, node: Node) -> None:
-        node.server.start(self.launcher)
+        node.server.start()
 
     def said(self) -> str:
         """Returns what all programs have said."""
@@ -151,24 +149,22 @@ class Nodes:
 @contextmanager
 def running_nodes(folder: Path) -> Iterator[Nodes]:
     """All nodes and the peer, ready."""
-    launcher = Launcher()
     with running_cluster(durable=True) as postgres:
         url = urlsplit(postgres.make_database())
         wires = [Wire(postgres.socket_file) for _ in range(NODES)]
         place = make_place(folder)
         nodes = [Node(server, wire) for server, wire in zip(_organise(place, wires, url.path), wires, strict=True)]
         peer = place.organisation("peer")
-        everyone = Nodes(nodes, peer, postgres, launcher, folder)
+        everyone = Nodes(nodes, peer, postgres, folder)
         try:
             for node in nodes:
                 everyone.start(node)
-            peer.start(launcher)
+            peer.start()
             yield everyone
         finally:
             for node in nodes:
                 node.kill()
             peer.kill()
-            launcher.close()
             for wire in wires:
                 wire.close()
 

@@ -36,10 +36,10 @@ from tests.nodes.people import (
     is_text,
 )
 
-SECONDS = float(os.environ.get("HISTORY_SECONDS", "60"))
+SECONDS = float(os.environ.get("HISTORY_SECONDS", "10"))
 SEED = int(os.environ.get("HISTORY_SEED", random.SystemRandom().randrange(10**6)))
 
-pytestmark = [pytest.mark.sockets, pytest.mark.postgres, pytest.mark.timeout(SECONDS + 400)]
+pytestmark = [pytest.mark.sockets, pytest.mark.postgres, pytest.mark.slow, pytest.mark.timeout(SECONDS + 400)]
 
 
 @dataclass(slots=True)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from homeserver.http.http1 import Refused, parse_head
 from tests.api.http1_door import ECHO, PARTS, ask, make_door
+from tests.support.examples import share_of_examples
 
 GET_ECHO = ask("GET", ECHO)
 TOKENS = st.sampled_from(
@@ -67,7 +68,7 @@ TOKENS = st.sampled_from(
 STREAMS = st.lists(TOKENS | st.binary(max_size=8), max_size=25).map(b"".join)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=share_of_examples(8))
 @given(STREAMS, st.lists(st.integers(0, 400), max_size=6))
 def test_any_bytes_have_the_same_answers_however_they_arrive(data: bytes, cuts: list[int]) -> None:
     """There is always an end, and never a 500. Answers to nonsense may come before all of it has arrived."""
@@ -102,7 +103,7 @@ def run(main: Any) -> None:
     assert not records
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=share_of_examples(10))
 @given(STREAMS)
 def test_a_head_is_read_or_refused(data: bytes) -> None:
     """Nothing that is read could be read in another way: no other line ends, no two lengths, no unknown version."""

@@ -7,6 +7,7 @@ import importlib
 import pkgutil
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,13 @@ from homeserver.database.postgres import connect
 from homeserver.database.schema import CORE_SCHEMA
 from homeserver.database.translation import translate_statement
 from tests.support.database import opened
+from tests.tidy.source import walk
 
 ROOT = Path(homeserver.__file__).parent
 STATEMENT = re.compile(r"\s*(SELECT|INSERT INTO|UPDATE|DELETE FROM|WITH)\s")
 
 
+@cache
 def list_schemas() -> list[Schema]:
     """The schemas of all modules of the program."""
     found: dict[str, Schema] = {}
@@ -34,25 +37,29 @@ def list_schemas() -> list[Schema]:
     return list(found.values())
 
 
+@cache
+def list_strings() -> list[tuple[Path, ast.Constant | ast.JoinedStr]]:
+    """Returns all strings of the program, but for those of `database/`, each with its file."""
+    files = [path for path in sorted(ROOT.rglob("*.py")) if path.parent.name != "database"]
+    nodes = [(path, node) for path in files for node in walk(ast.parse(path.read_text()))]
+    return [(path, node) for path, node in nodes if isinstance(node, (ast.Constant, ast.JoinedStr))]
+
+
 def list_statements() -> Iterator[tuple[str, str]]:
-    """Returns the place and the text of each SQL statement of the program."""
-    for path in sorted(ROOT.rglob("*.py")):
-        if path.parent.name == "database":
-            continue
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and STATEMENT.match(node.value):
-                yield f"{path.relative_to(ROOT)}:{node.lineno}", node.value
+    """Yields the place and the text of each SQL statement of the program."""
+    for path, node in list_strings():
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and STATEMENT.match(node.value):
+            yield f"{path.relative_to(ROOT)}:{node.lineno}", node.value
 
 
 def test_no_statement_is_built_from_pieces() -> None:
     """The tests below see literals only."""
     built: list[str] = []
-    for path in sorted(ROOT.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.JoinedStr) and path.parent.name != "database":
-                text = "".join(str(part.value) for part in node.values if isinstance(part, ast.Constant))
-                if re.search(r"\b(SELECT|WHERE|ORDER BY|INSERT INTO|DELETE FROM)\b", text):
-                    built.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    for path, node in list_strings():
+        if isinstance(node, ast.JoinedStr):
+            text = "".join(str(part.value) for part in node.values if isinstance(part, ast.Constant))
+            if re.search(r"\b(SELECT|WHERE|ORDER BY|INSERT INTO|DELETE FROM)\b", text):
+                built.append(f"{path.relative_to(ROOT)}:{node.lineno}")
     assert built == []
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import random
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,33 +10,7 @@ import pytest
 
 from tests.database import items
 from tests.support.database import opened
-
-# Writes with many callers at once, and prints the name of each write that is acknowledged. Every fifth fails.
-PROGRAM = """
-import sys, time, trio
-from homeserver.database import open_database
-from tests.database import items
-
-async def caller(database, run, number):
-    count = 0
-    while True:
-        count += 1
-        name = f"{run}-{number}-{count}"
-        try:
-            await database.write(items.store_and_fail if count % 5 == 0 else items.store, name)
-        except Exception:
-            continue
-        sys.stdout.write(name + "\\n")
-        sys.stdout.flush()
-
-async def main(url, run):
-    database = await open_database(url, [items.SCHEMA], now_ms=lambda: 0)
-    async with trio.open_nursery() as nursery:
-        for number in range(16):
-            nursery.start_soon(caller, database, run, number)
-
-trio.run(main, *sys.argv[1:])
-"""
+from tests.support.forks import PIPE, forks
 
 
 @pytest.fixture
@@ -50,14 +21,13 @@ def sqlite_url(folder_on_disk: Path) -> str:
 
 def write_until_killed(url: str, run: int, seconds: float) -> list[str]:
     """The names that were acknowledged before the process was killed."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, url, str(run)], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
-    )
+    process = forks().start(url, str(run), stdout=PIPE, program="tests.database.endless_writes:main")
     assert process.stdout is not None
-    first = process.stdout.readline()
-    time.sleep(seconds)
-    process.send_signal(signal.SIGKILL)
-    rest = process.stdout.read()
+    with process.stdout as output:
+        first = output.readline()
+        time.sleep(seconds)
+        process.kill()
+        rest = output.read()
     process.wait()
     names = (first + rest).split("\n")
     return names[:-1]  # what follows the last newline was cut off by the kill

@@ -45,7 +45,8 @@ def unknown_words(parser: argparse.ArgumentParser, words: list[str]) -> list[str
 def test_commands_of_the_program_exist() -> None:
     named = list(commands("homeserver"))
     assert len(named) >= 4
-    assert [(page.name, words) for page, words in named if unknown_words(make_parser(), words)] == []
+    parser = make_parser()
+    assert [(page.name, words) for page, words in named if unknown_words(parser, words)] == []
 
 
 def test_targets_of_make_exist() -> None:

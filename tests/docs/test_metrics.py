@@ -13,6 +13,7 @@ import trio.testing
 from homeserver import Homeserver
 from homeserver.testing import FakeNetwork
 from tests.support.homeservers import config_for_tests, now_ms
+from tests.tidy.source import walk
 
 ROOT = Path(__file__).parents[2]
 NAME = re.compile(r"(?:homeserver|process)_[a-z_]+")
@@ -24,7 +25,7 @@ def test_exactly_the_existing_metrics_are_described() -> None:
     in_code = {
         node.value
         for path in (ROOT / "homeserver").rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and NAME.fullmatch(node.value)
     }
     page = (ROOT / "docs" / "administration.md").read_text().partition("## Metrics")[2]

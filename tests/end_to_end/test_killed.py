@@ -26,10 +26,10 @@ from tests.end_to_end.programs import Failed, Homeserver, Place, make_client, ma
 pytestmark = [pytest.mark.sockets, pytest.mark.slow, pytest.mark.timeout(300)]
 
 ROUNDS = 8
-MESSAGES_A_ROUND = 25
+MESSAGES_A_ROUND = 12
 """Per sender. One server's messages to the shared room stay below what an outage may bring to a room."""
 SEED = 1594
-ALIVE_S_MAX = 0.6
+ALIVE_S_MAX = 0.3
 """The longest that a server lives after it is ready, before it has to end."""
 FILTER = json.dumps({"room": {"timeline": {"limit": 1000}}})
 

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from homeserver.errors import ClosedError, MatrixError
 from homeserver.server import Homeserver
 from homeserver.testing import FakeNetwork, one_server, run
+from tests.support.examples import share_of_examples
 
 A, B, C = "a.example", "b.example", "c.example"
 PEOPLE = {A: "@alice:a.example", B: "@bob:b.example", C: "@carol:c.example"}
@@ -155,7 +156,7 @@ ALL_STEPS = st.tuples(st.sampled_from(KINDS), st.sampled_from(list(permutations(
     loss=0,
 )  # fmt: skip
 @given(steps=st.lists(PAIR_STEPS, max_size=12), loss=st.sampled_from([0.0, 0.3]))
-@settings(max_examples=10)
+@settings(max_examples=share_of_examples(0.25))
 def test_a_pair_has_one_conversation_whatever_happens(steps: list[tuple[str, str, str]], loss: float) -> None:
     run(lambda: _live((A, B), steps, loss))
 
@@ -168,7 +169,7 @@ def test_a_pair_has_one_conversation_whatever_happens(steps: list[tuple[str, str
     loss=0.2,
 )  # fmt: skip
 @given(steps=st.lists(ALL_STEPS, max_size=16), loss=st.sampled_from([0.0, 0.3]))
-@settings(max_examples=6)
+@settings(max_examples=share_of_examples(0.15))
 def test_three_people_have_one_conversation_each_whatever_happens(
     steps: list[tuple[str, str, str]], loss: float
 ) -> None:

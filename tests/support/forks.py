@@ -26,6 +26,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -92,9 +93,11 @@ class Forks:
         stderr: int = DEVNULL,
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
+        program: str = "homeserver.cli:main",
     ) -> Forked:
-        """Starts `homeserver …`. A stream is a descriptor, DEVNULL or, for output, PIPE."""
-        request = {"arguments": [str(each) for each in arguments], "cwd": os.fspath(cwd or Path.cwd())}
+        """Starts `homeserver …`, or another function. A stream is a descriptor, DEVNULL or, for output, PIPE."""
+        request: dict[str, Any] = {"program": program, "arguments": [str(each) for each in arguments]}
+        request["cwd"] = os.fspath(cwd or Path.cwd())
         request["env"] = dict(os.environ if env is None else env)
         nothing = os.open(os.devnull, os.O_RDWR)
         passed, pipes = [nothing], []
@@ -208,8 +211,6 @@ class _Server:
 
     def become(self, request: dict[str, Any], descriptors: list[int]) -> NoReturn:
         """Is the command, as a Python that was started for it."""
-        from homeserver.cli import main
-
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -222,7 +223,8 @@ class _Server:
         os.environ.update(request["env"])
         os.chdir(request["cwd"])
         sys.argv = ["homeserver", *request["arguments"]]
-        os._exit(_end_as_python(main))
+        module, _, name = request["program"].partition(":")
+        os._exit(_end_as_python(getattr(import_module(module), name)))
 
 
 def _end_as_python(main: Callable[[], int]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -257,18 +258,19 @@ async def test_malformed_receipts_are_refused(server: Server) -> None:
             assert await fully_read(alice, room_id) is None
 
 
-@pytest.mark.parametrize("kind", [READ, PRIVATE, FULLY_READ])
-@pytest.mark.parametrize(
-    ("value", "errcode"), [(7, "M_BAD_JSON"), ({}, "M_BAD_JSON"), ([], "M_BAD_JSON"), ("nonsense", "M_INVALID_PARAM")]
-)
-async def test_malformed_markers_are_refused(server: Server, kind: str, value: Any, errcode: str) -> None:
+async def test_malformed_markers_are_refused(server: Server) -> None:
     alice = await server.register("alice")
     room_id = await public_room(alice)
     event_id = await send(alice, room_id)
-    body = {READ: event_id, PRIVATE: event_id, FULLY_READ: event_id, kind: value}
-    assert await alice.refused("POST", path_of(room_id, "read_markers"), json=body) == (400, errcode)
-    assert await receipts(alice, room_id, alice) == {}
-    assert await fully_read(alice, room_id) is None
+    for (value, errcode), kind in product(
+        [(7, "M_BAD_JSON"), ({}, "M_BAD_JSON"), ([], "M_BAD_JSON"), ("nonsense", "M_INVALID_PARAM")],
+        [READ, PRIVATE, FULLY_READ],
+    ):
+        with row(value, errcode, kind):
+            body = {READ: event_id, PRIVATE: event_id, FULLY_READ: event_id, kind: value}
+            assert await alice.refused("POST", path_of(room_id, "read_markers"), json=body) == (400, errcode)
+            assert await receipts(alice, room_id, alice) == {}
+            assert await fully_read(alice, room_id) is None
 
 
 async def test_an_event_can_be_read_in_its_thread_and_outside_threads(server: Server) -> None:

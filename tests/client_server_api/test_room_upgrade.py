@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import quote
 
-import pytest
-
 from homeserver import limits
 from homeserver.database import Transaction
 from homeserver.federation.build import Draft
@@ -31,6 +29,7 @@ from tests.support.people import (
     state,
     sync,
 )
+from tests.support.rows import row
 
 Json = dict[str, Any]
 
@@ -52,32 +51,34 @@ async def rooms_and_state(client: Client, room_id: str) -> tuple[Any, Any]:
     }
 
 
-@pytest.mark.parametrize("version", list(ROOM_VERSIONS))
-async def test_a_room_can_be_upgraded_to_every_version(server: Server, version: str) -> None:
+async def test_a_room_can_be_upgraded_to_every_version(server: Server) -> None:
     alice = await server.register("alice")
-    old = await create(alice, room_version="9", name="Tea")
-    last = await send(alice, old, "the end")
-    new = await upgrade(alice, old, version)
-    content = await get_state(alice, new, "m.room.create")
-    assert content["room_version"] == version
-    assert content.get("creator") == (alice.user_id if int(version) < 11 else None)
-    tombstone = (await state(alice, old))["m.room.tombstone", ""]
-    assert tombstone["content"]["replacement_room"] == new
-    assert content["predecessor"]["room_id"] == old
-    # From version 12 on the room's ID, which the tombstone has, is not known before the create event.
-    assert content["predecessor"]["event_id"] == (tombstone["event_id"] if int(version) < 12 else last)
-    assert (await get_state(alice, new, "m.room.name"))["name"] == "Tea"
-    await send(alice, new, "a new beginning")
+    for version in ROOM_VERSIONS:
+        with row(version):
+            old = await create(alice, room_version="9", name="Tea")
+            last = await send(alice, old, "the end")
+            new = await upgrade(alice, old, version)
+            content = await get_state(alice, new, "m.room.create")
+            assert content["room_version"] == version
+            assert content.get("creator") == (alice.user_id if int(version) < 11 else None)
+            tombstone = (await state(alice, old))["m.room.tombstone", ""]
+            assert tombstone["content"]["replacement_room"] == new
+            assert content["predecessor"]["room_id"] == old
+            # From version 12 on the room's ID, which the tombstone has, is not known before the create event.
+            assert content["predecessor"]["event_id"] == (tombstone["event_id"] if int(version) < 12 else last)
+            assert (await get_state(alice, new, "m.room.name"))["name"] == "Tea"
+            await send(alice, new, "a new beginning")
 
 
-@pytest.mark.parametrize("version", list(ROOM_VERSIONS))
-async def test_a_room_of_every_version_can_be_upgraded(server: Server, version: str) -> None:
+async def test_a_room_of_every_version_can_be_upgraded(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
-    old = await public_room(alice, bob, room_version=version)
-    new = await upgrade(alice, old, "11")
-    await join(bob, new)
-    levels = await get_state(bob, new, "m.room.power_levels")
-    assert levels["users"] == {alice.user_id: 100}
+    for version in ROOM_VERSIONS:
+        with row(version):
+            old = await public_room(alice, bob, room_version=version)
+            new = await upgrade(alice, old, "11")
+            await join(bob, new)
+            levels = await get_state(bob, new, "m.room.power_levels")
+            assert levels["users"] == {alice.user_id: 100}
 
 
 async def test_the_recommended_state_is_copied(server: Server) -> None:

@@ -101,17 +101,18 @@ async def test_any_field_of_a_handshake_may_be_wrong(federation: Federation, ver
     room = await mallory.join("a.example", room_id, "mallory")
     member = {"membership": {"send_join": "join", "send_leave": "leave", "send_knock": "knock"}.get(kind, "invite")}
     state_key = alice.user_id if kind == "invite" else room.user_id
-    for field, value in itertools.product(FIELDS, VALUES):
+    begin = ("1", "5", "6", "12").index(version)  # each API gets every other change, and the others of the next version
+    for number, (field, value) in enumerate(itertools.product(FIELDS, VALUES), begin):
         event = room.event("m.room.member", member, state_key=state_key)
         room.last = room.state["m.room.member", room.user_id]
         pdu = {**event.pdu, field: value}
         pdu = signed(mallory, pdu, version) or pdu
         body = {"room_version": version, "event": pdu, "invite_room_state": value} if kind == "invite" else pdu
         place = f"{quote(room_id, safe='')}/{quote(event.event_id, safe='')}"
-        for api in ("v1", "v2") if kind != "send_knock" else ("v1",):
-            path = f"/_matrix/federation/{api}/{kind}/{place}"
-            status, answer = await mallory.put_past_the_network(a, path, pdu if api == "v1" else body)
-            assert status < 500, f"{field}: {str(value)[:30]!r}: {status} {answer}"
+        api = "v1" if kind == "send_knock" or number % 2 else "v2"
+        path = f"/_matrix/federation/{api}/{kind}/{place}"
+        status, answer = await mallory.put_past_the_network(a, path, pdu if api == "v1" else body)
+        assert status < 500, f"{field}: {str(value)[:30]!r}: {status} {answer}"
     await sync(alice)
     await send_text(alice, room_id, "still here")
 

@@ -58,8 +58,9 @@ class Rows:
 def check(rows: Rows, block: Block) -> None:
     """Every row comes back, and none needs another one to be read first."""
     assert [block.row(index) for index in range(len(block))] == rows.rows
+    data = rows.encode()
     for index in range(len(block)):
-        assert decode(rows.encode()).row(index) == rows.rows[index]
+        assert decode(data).row(index) == rows.rows[index]
 
 
 @pytest.mark.parametrize("version", ROOM_VERSIONS.values(), ids=lambda version: version.id)

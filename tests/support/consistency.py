@@ -6,6 +6,7 @@ Everything is computed here from the plainest definitions, bypassing the caches.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from functools import lru_cache
 from itertools import pairwise
 
 from homeserver.database import Row, Transaction
@@ -53,6 +54,8 @@ class _Check:
         events = to_events(tx, list(self.stored.values()))
         self.events: dict[EventID, Event] = {event.event_id: event for event in events}
         self.by_position = {row.position: row for row in self.stored.values()}
+        # Neighbours share a state, or follow on one another. More of them would need much memory in a large room.
+        self.named = lru_cache(maxsize=16)(self._read_named)
 
     def run(self) -> None:
         self.check_events()
@@ -173,8 +176,8 @@ class _Check:
                     if known is None or known.state_before is None:
                         assert prev_id in missing, f"{prev_id}, which {row.event_id} names, is not noted as missing"
 
-    def named(self, root: bytes) -> State:
-        """A state by names, without the cache of the tree."""
+    def _read_named(self, root: bytes) -> State:
+        """A state by names, without the cache of the tree. Callers do not change it."""
         entries = state_tree.items(self.tx, root)
         return {
             (self.tx.name(kind), self.tx.name(key)): self.by_position[position].event_id
@@ -184,9 +187,9 @@ class _Check:
     def state_after(self, row: StoredEvent) -> State:
         assert row.state_before is not None
         state = self.named(row.state_before)
-        if row.state_key is not None and row.status != Status.REJECTED:
-            state[row.type, row.state_key] = row.event_id
-        return state
+        if row.state_key is None or row.status == Status.REJECTED:
+            return state
+        return {**state, (row.type, row.state_key): row.event_id}
 
     def resolve(self, states: list[State]) -> State:
         if all(state == states[0] for state in states):

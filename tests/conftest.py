@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -34,10 +34,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--workers", type=int, default=1, help="run the tests in so many processes")
 
 
-@pytest.fixture(autouse=True)
-def databases_of_servers() -> Iterator[None]:
-    """Drops the PostgreSQL databases of a test's servers after the test."""
-    yield
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown() -> None:
+    """Drops the PostgreSQL databases of a test's servers once its fixtures have ended.
+
+    A fixture for all tests would cost each of them a fifth of what an empty test takes.
+    """
     drop_databases()
 
 

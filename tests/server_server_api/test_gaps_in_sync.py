@@ -12,6 +12,9 @@ import trio.lowlevel
 from tests.support.federation import Federation, create_room, join, send_text, sync, until, wait_text
 from tests.support.homeservers import Client
 
+# Three times as many as one answer of /get_missing_events brings, so that a gap stays for a while.
+MESSAGES = 150
+
 
 def said(events: list[dict[str, Any]]) -> list[str]:
     return [event["content"]["body"] for event in events if event["type"] == "m.room.message"]
@@ -54,11 +57,11 @@ async def test_a_gap_left_by_an_outage_makes_the_timeline_limited(federation: Fe
     await wait_text(bob, room_id, "before")
     since = (await sync(bob))["next_batch"]
     federation.network.cut("a.example", "b.example")
-    for number in range(300):
+    for number in range(MESSAGES):
         await send_text(alice, room_id, f"message {number}")
     federation.network.heal()
-    heard, gaps = await listen(bob, room_id, since, "message 299")
-    assert heard == [f"message {number}" for number in range(300)]
+    heard, gaps = await listen(bob, room_id, since, f"message {MESSAGES - 1}")
+    assert heard == [f"message {number}" for number in range(MESSAGES)]
     assert gaps >= 1
 
 
@@ -71,13 +74,13 @@ async def test_a_gap_left_by_an_outage_during_which_both_sides_sent(federation: 
     wanted = set()
     for outage in range(2):
         federation.network.cut("a.example", "b.example")
-        for number in range(300):
+        for number in range(MESSAGES):
             await send_text(alice, room_id, f"here {outage} {number}")
             if number % 3 == 0:
                 await send_text(bob, room_id, f"there {outage} {number}")
         federation.network.heal()
-        wanted |= {f"here {outage} {number}" for number in range(300)}
-        wanted |= {f"there {outage} {number}" for number in range(0, 300, 3)}
+        wanted |= {f"here {outage} {number}" for number in range(MESSAGES)}
+        wanted |= {f"there {outage} {number}" for number in range(0, MESSAGES, 3)}
         await trio.sleep(5)
         last = await send_text(alice, room_id, f"healed {outage}")
         await until_heard(bob, room_id, last)

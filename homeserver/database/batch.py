@@ -10,6 +10,7 @@ import outcome
 import trio
 
 from homeserver.database.interning import StringCache
+from homeserver.database.leases import Lease, LeaseLost
 from homeserver.database.schema import DatabaseError, DatabaseUnavailable
 from homeserver.database.server_identity import ServerIdentity
 from homeserver.database.session import Session
@@ -24,6 +25,7 @@ class Request(msgspec.Struct, eq=False):
     now_ms: int
     task: trio.lowlevel.Task | None  # None once nobody waits for the result
     server: ServerIdentity | None = None
+    leases: tuple[Lease, ...] = ()
     result: outcome.Outcome[Any] | None = None
 
 
@@ -115,6 +117,8 @@ def _commit(session: Session, cache: StringCache, batch: Batch) -> None:
         if not alone:
             session.savepoint()
         try:
+            for lease in request.leases:
+                _check_fence(tx, lease)
             request.result = outcome.Value(request.fn(tx, *request.args))
         except BaseException as error:  # raised by the caller's function, so it is the caller's result
             batch.taken = tx.position
@@ -136,3 +140,8 @@ def _commit(session: Session, cache: StringCache, batch: Batch) -> None:
     batch.committing = True
     session.commit(batch.position, batch.wakes)
     cache.add(interned)
+
+
+def _check_fence(tx: Transaction, lease: Lease) -> None:
+    if tx.one("SELECT 1 FROM leases WHERE name = ? AND fence = ?", lease.name, lease.fence) is None:
+        raise LeaseLost(lease)

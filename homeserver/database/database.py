@@ -30,6 +30,7 @@ import trio
 from homeserver.database.batch import Batch, Request, run_batch, run_read
 from homeserver.database.cache import Caches
 from homeserver.database.interning import StringCache
+from homeserver.database.leases import Lease, LeaseLost, leases_of_task
 from homeserver.database.schema import DatabaseBusy, DatabaseDamaged, DatabaseError, DatabaseUnavailable
 from homeserver.database.server_identity import ServerIdentity
 from homeserver.database.session import Holder, Opened, Session
@@ -38,7 +39,9 @@ from homeserver.database.transaction import Needed, Transaction
 from homeserver.limits import (
     DATABASE_BATCH_MAX,
     DATABASE_HOLD_SECONDS,
+    DATABASE_LEASE_RENEWAL_SECONDS,
     DATABASE_NEEDS_MAX,
+    DATABASE_STUCK_SECONDS,
     STREAM_ANNOUNCED_SECONDS_MAX,
     STREAM_CONFIRM_SECONDS,
 )
@@ -70,6 +73,7 @@ class Database:
         self._cache = StringCache()
         self._taken = opened.position
         self._closed = False
+        self._writing_since = math.inf
         self.batches = 0
         self.writes = 0
         self.write_seconds = 0.0
@@ -85,6 +89,7 @@ class Database:
             for session in opened.readers:
                 self._start_thread("database-reader", self._read_loop, session)
         self._holds: dict[str, trio.Lock] = {}
+        self._leases: dict[str, Lease] = {}
         self._holder_lock = trio.Lock()
         self._background_scope = trio.CancelScope()
         self._background_ended = trio.Event()
@@ -151,6 +156,10 @@ class Database:
             result: T = await self._ask(self._writes, fn, args)
         except Needed as needed:
             return await self._ask_with(self._writes, needed, fn, args)
+        except LeaseLost as error:
+            error.lease.scope.cancel()
+            await trio.lowlevel.checkpoint()  # ends the caller, unless they clean up
+            raise
         return result
 
     async def _ask_with(
@@ -222,27 +231,28 @@ class Database:
     async def hold(self, name: str) -> AsyncIterator[None]:
         """Waits until no other task or node on the database holds `name`, then holds it during the context.
 
-        If the connection to the database is lost, another node may take over. Then the context's body is cancelled and
-        execution continues after the context.
+        If this node stands still or does not reach the database, another one may take over: see `leases`. Then the
+        context's body is cancelled, its writes fail, and execution continues after the context.
         """
         async with self._holds.setdefault(name, trio.Lock()):
             holder = self._opened.holder
             if holder is None:
                 yield
                 return
-            # The holder is another process, which does not tell anybody when it ends.
-            while not await self._ask_holder(holder.try_hold, name):  # noqa: ASYNC110
+            # Another process has it, which does not tell anybody when it ends.
+            while (lease := await self._ask_holder(holder.try_hold, name)) is None:  # noqa: ASYNC110
                 await trio.sleep(DATABASE_HOLD_SECONDS)
-            watching = trio.CancelScope()
-            with trio.CancelScope() as scope:
-                # Not in a nursery, because a nursery would wrap the exceptions of the body.
-                trio.lowlevel.spawn_system_task(self._watch_hold, holder, name, scope, watching)
+            self._leases[name] = lease
+            with lease.scope:
+                token = leases_of_task.set((*leases_of_task.get(), lease))
                 try:
                     yield
                 finally:
-                    watching.cancel()
+                    leases_of_task.reset(token)
+                    lease.is_over = True
+                    del self._leases[name]
                     with trio.CancelScope(shield=True):
-                        await self._ask_holder(holder.release, name)
+                        await self._ask_holder(holder.release, lease)
 
     async def aclose(self) -> None:
         """Finishes the waiting calls, then closes every connection."""
@@ -269,6 +279,8 @@ class Database:
         if self._closed:
             raise DatabaseError("The database is closed.")
         request = Request(fn, args, self._now_ms(), trio.lowlevel.current_task(), self._server)
+        if self._leases and requests is self._writes:
+            request.leases = tuple([lease for lease in leases_of_task.get() if not lease.is_over])
         if self._inline:
             return await self._ask_inline(requests is self._writes, request)
 
@@ -291,19 +303,14 @@ class Database:
         assert result is not None
         return result.unwrap()
 
-    async def _ask_holder(self, fn: Callable[[str], T], name: str) -> T:
+    async def _ask_holder(self, fn: Callable[[*Ts], T], *args: *Ts) -> T:
         async with self._holder_lock:
-            return fn(name) if self._inline else await trio.to_thread.run_sync(fn, name)
-
-    async def _watch_hold(self, holder: Holder, name: str, scope: trio.CancelScope, watching: trio.CancelScope) -> None:
-        with watching:
-            while await self._ask_holder(holder.is_held, name):  # noqa: ASYNC110 (a lost connection tells nobody)
-                await trio.sleep(DATABASE_HOLD_SECONDS)
-            scope.cancel()
+            return fn(*args) if self._inline else await trio.to_thread.run_sync(fn, *args)
 
     def _run_batch(self, session: Session, requests: list[Request]) -> Batch:
-        started = time.perf_counter()
+        self._writing_since = started = time.perf_counter()
         batch = run_batch(session, self._cache, requests, self._taken)
+        self._writing_since = math.inf
         self._taken = batch.taken
         self.batches += 1  # written only by the writer thread; the metrics may read a slightly old value
         self.writes += len(requests)
@@ -393,8 +400,10 @@ class Database:
             with self._background_scope:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._opened.background, self.stream)
-                    if self.is_shared:
+                    if self._opened.holder is not None:
                         nursery.start_soon(self._confirm_position)
+                        nursery.start_soon(self._renew_leases, self._opened.holder)
+                        nursery.start_soon(self._end_expired_leases)
         finally:
             self._background_ended.set()
 
@@ -403,6 +412,8 @@ class Database:
         while True:
             at = trio.current_time()
             try:
+                if time.perf_counter() - self._writing_since > DATABASE_STUCK_SECONDS and self._opened.end_stuck:
+                    await self.read(self._opened.end_stuck)
                 position = await self.read(_look)
             except DatabaseError:
                 pass  # it is reported already, and the stream knows that it may be late
@@ -410,6 +421,20 @@ class Database:
                 await trio.sleep(STREAM_ANNOUNCED_SECONDS_MAX)
                 self.stream.confirm(position, at)
             await trio.sleep(STREAM_CONFIRM_SECONDS)
+
+    async def _renew_leases(self, holder: Holder) -> None:
+        while True:
+            await trio.sleep(DATABASE_LEASE_RENEWAL_SECONDS)
+            if self._leases:
+                await self._ask_holder(holder.renew, tuple(self._leases.values()))
+
+    async def _end_expired_leases(self) -> None:
+        """Cancels what is done under a lease that could not be renewed. Does not wait for the database."""
+        while True:
+            await trio.sleep(DATABASE_LEASE_RENEWAL_SECONDS / 4)
+            for lease in self._leases.values():
+                if lease.has_expired():
+                    lease.scope.cancel()
 
 
 def _store_probe(tx: Transaction) -> None:

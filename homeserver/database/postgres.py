@@ -7,12 +7,14 @@ Theory of operation
   stays away, calls fail at once, except that one of them tries to connect every _ATTEMPT_INTERVAL_S. The sessions of a
   process share this knowledge (`_Reach`), so that not each of them waits in vain.
 - Every statement and every idle transaction has a time limit, so a stuck process cannot hold the writers' lock. A node
-  that stands still in a write delays the writes of the others by at most two seconds.
+  that stands still in a write delays the writes of the others by at most two seconds. PostgreSQL ends such a session
+  itself, except in and after a pipeline (`execute_many`), which disarms its timer: then a node that waits for it does.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 import secrets
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -40,8 +42,11 @@ from homeserver.database.schema import (
     Schema,
 )
 from homeserver.database.session import Cursor, Opened, Row
+from homeserver.database.transaction import Transaction
 from homeserver.database.translation import split_in, split_statements, translate_definition, translate_statement
 from homeserver.errors import invalid_param
+
+_log = logging.getLogger(__name__)
 
 # The lock of write transactions, and the lock of nodes that migrate the tables. The numbers are arbitrary.
 _WRITE_LOCK = 7053162
@@ -73,6 +78,12 @@ _BEGIN_WRITE = f"""
     SELECT pg_advisory_xact_lock({_WRITE_LOCK});
     SELECT position FROM stream_position WHERE id = 1
 """.encode()
+# Ends the sessions that block another one and have not said anything for as long as an idle transaction may last.
+_END_STUCK = """
+    SELECT pg_terminate_backend(pid)
+    FROM unnest(pg_blocking_pids(?::int)) AS blocking(pid) JOIN pg_stat_activity USING (pid)
+    WHERE wait_event = 'ClientRead' AND state_change < clock_timestamp() - interval '2 seconds'
+"""
 _STORE_AND_NOTIFY = """
     WITH stored AS (UPDATE stream_position SET position = %s WHERE id = 1) SELECT pg_notify(%s, %s)
 """
@@ -218,6 +229,11 @@ class PostgresSession:
     def is_alive(self) -> bool:
         return not self._connection.closed
 
+    @property
+    def pid(self) -> int:
+        """The number of the server's process."""
+        return self._connection.info.backend_pid
+
     def explain(self, error: BaseException) -> BaseException:
         return explain(error)
 
@@ -279,15 +295,19 @@ def open_postgres(url: str, schemas: Sequence[Schema], *, inline: bool) -> Opene
         if isinstance(error, psycopg.Error):
             raise DatabaseError(f"The database cannot be opened: {describe(error)}.") from error
         raise
-    holder = PostgresHolder(connect_again)
+    holder = PostgresHolder(connect_again, node, _WRITE_LOCK)
 
     def close_all() -> None:
         listener.close()
         holder.close()
 
+    def end_stuck(tx: Transaction) -> None:
+        for _ in tx.all(_END_STUCK, writer.pid):
+            _log.warning("another server process stands still in a write: its session was ended")
+
     return Opened(
         writer, readers, position, lambda: listener.generation, background=listener.run, holder=holder, close=close_all,
-        scrub=functools.partial(_write_again, url),
+        scrub=functools.partial(_write_again, url), end_stuck=end_stuck,
     )  # fmt: skip
 
 

@@ -83,5 +83,17 @@ CORE_SCHEMA = Schema(
             ALTER TABLE parked_items ADD COLUMN is_due INTEGER NOT NULL DEFAULT 0;
             """,
         ),
+        Step(
+            "leases",
+            """
+            -- See leases.py. Only several nodes use it.
+            CREATE TABLE leases (
+                name TEXT PRIMARY KEY,
+                owner TEXT NOT NULL,
+                fence INTEGER NOT NULL,
+                until_ms INTEGER NOT NULL
+            );
+            """,
+        ),
     ),
 )

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from homeserver.database.leases import Lease
 from homeserver.database.stream import Stream
 
 Row = tuple[Any, ...]
@@ -88,13 +89,13 @@ class Session(Protocol):
 
 
 class Holder(Protocol):
-    """Holds what only one node may do at a time. Used by one thread at a time."""
+    """Holds the leases of this node, see `leases`. Used by one thread at a time."""
 
-    def try_hold(self, name: str) -> bool: ...
+    def try_hold(self, name: str) -> Lease | None: ...
 
-    def is_held(self, name: str) -> bool: ...
+    def renew(self, leases: Collection[Lease]) -> None: ...
 
-    def release(self, name: str) -> None: ...
+    def release(self, lease: Lease) -> None: ...
 
 
 class Opened(msgspec.Struct, frozen=True):
@@ -104,6 +105,7 @@ class Opened(msgspec.Struct, frozen=True):
     holder: None if there are no other nodes. generation: the name of the stream's generation, see `generations.py`.
     check_room: raises DatabaseUnavailable if the disk of the database file is full; None if the disk is not ours.
     scrub: removes what was deleted from these tables from the files, as far as the engine lets us.
+    end_stuck: called in a read. Ends the sessions of other nodes that stand still while our writer waits for them.
     """
 
     writer: Session
@@ -115,3 +117,4 @@ class Opened(msgspec.Struct, frozen=True):
     close: Callable[[], None]
     check_room: Callable[[], None] | None = None
     scrub: Callable[[Collection[str]], None] | None = None
+    end_stuck: Callable[[Any], None] | None = None

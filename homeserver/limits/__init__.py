@@ -22,8 +22,13 @@ __all__ = ["encryption", "http", "peers", "search", "users", "websocket"]
 DATABASE_BATCH_MAX = 256
 # What one write may need from elsewhere, one thing after the other: its author waits for all of it.
 DATABASE_NEEDS_MAX = 100
-# How often a node checks whether it may take over from another, or whether another may have taken over from it.
-DATABASE_HOLD_SECONDS = 2.0
+# After how long a write looks whether it waits for another node that stands still.
+DATABASE_STUCK_SECONDS = 1.5
+# How often a node tries to take over what another one leads.
+DATABASE_HOLD_SECONDS = 1.0
+# How long a node that stands still goes on leading, and how often one that does not renews what it leads.
+DATABASE_LEASE_SECONDS = 6.0
+DATABASE_LEASE_RENEWAL_SECONDS = 2.0
 # How often a server on SQLite checks whether an administration command has written. People expect an instant effect.
 DATABASE_BELL_SECONDS = 0.25
 # About 100 bytes each in two dictionaries: 20 MB at most, and as many as a busy server uses in a day.

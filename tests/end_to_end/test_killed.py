@@ -25,7 +25,7 @@ from tests.end_to_end.programs import Failed, Homeserver, Place, make_client, ma
 
 pytestmark = [pytest.mark.sockets, pytest.mark.slow, pytest.mark.timeout(300)]
 
-ROUNDS = 8
+ROUNDS = 6
 MESSAGES_A_ROUND = 12
 """Per sender. One server's messages to the shared room stay below what an outage may bring to a room."""
 SEED = 1594

@@ -219,7 +219,7 @@ def check_rooms(crew: Crew, seconds: float) -> None:
             text: event_id for each in crew.senders if each.room_id == room_id for text, event_id in each.sent.items()
         }
         sent |= dict(crew.kicker.secrets) if room_id == crew.kicker.room_id else {}
-        assert len(sent) > seconds
+        assert len(sent) > seconds / 3, "too little was said to prove anything"
         unknown = {text for each in crew.senders if isinstance(each, Impatient) for text in each.unknown}
         counts = Counter(history.values())
         assert {text for text in sent if counts[text] != 1} == set(), "acknowledged, and not there once"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import msgspec
@@ -11,10 +11,12 @@ import trio
 
 from homeserver.database.interning import StringCache
 from homeserver.database.leases import Lease, LeaseLost
-from homeserver.database.schema import DatabaseError, DatabaseUnavailable
+from homeserver.database.schema import DatabaseBusy, DatabaseError, DatabaseUnavailable
 from homeserver.database.server_identity import ServerIdentity
 from homeserver.database.session import Session
-from homeserver.database.transaction import Transaction
+from homeserver.database.transaction import TooManyPositions, Transaction
+from homeserver.database.turns import Within
+from homeserver.limits import DATABASE_POSITIONS_PER_WRITE
 
 
 class Request(msgspec.Struct, eq=False):
@@ -27,6 +29,7 @@ class Request(msgspec.Struct, eq=False):
     server: ServerIdentity | None = None
     leases: tuple[Lease, ...] = ()
     result: outcome.Outcome[Any] | None = None
+    within: Collection[str] = ()  # the keys that the write keeps within; none: it may touch anything
 
 
 class Batch(msgspec.Struct, eq=False):
@@ -39,6 +42,8 @@ class Batch(msgspec.Struct, eq=False):
     wakes: set[str] = msgspec.field(default_factory=set)
     callbacks: list[tuple[Callable[..., object], tuple[Any, ...]]] = msgspec.field(default_factory=list)
     committing: bool = False
+
+    left: list[Request] = msgspec.field(default_factory=list)  # writes that have to run again, without others beside
 
 
 class _TransactionLost(Exception):
@@ -67,15 +72,22 @@ def _read(session: Session, cache: StringCache, request: Request) -> Any:
     return result
 
 
-def run_batch(session: Session, cache: StringCache, requests: list[Request], taken: int) -> Batch:
+def run_batch(
+    session: Session, cache: StringCache, requests: list[Request], taken: int, *, beside: bool = False
+) -> Batch:
     """Runs and commits writes, and stores their results. If the commit fails, its error is the result of all of them.
 
-    If the connection is lost before the commit, all of them run once more on a new one.
+    If the connection is lost before the commit, all of them run once more on a new one. beside: other writes may run at
+    the same time, because each of these has said what it keeps within; those that this does not work for are left.
     """
     for last_attempt in (False, True):
         batch = Batch(requests, taken)
+        within = None
+        if beside:
+            keys = {key for request in requests for key in request.within}
+            within = Within(keys, DATABASE_POSITIONS_PER_WRITE * len(requests))
         try:
-            _commit(session, cache, batch)
+            _commit(session, cache, batch, within)
             return batch
         except BaseException as error:  # belongs to the waiting callers: the writer thread must go on
             failure: BaseException = error
@@ -90,6 +102,8 @@ def run_batch(session: Session, cache: StringCache, requests: list[Request], tak
             elif lost and not last_attempt:
                 taken = batch.taken
                 continue
+            if beside and not lost and isinstance(session.explain(failure), DatabaseBusy):
+                return Batch([], batch.taken, left=requests)
             return _fail(session, batch, failure)
     raise AssertionError("the last attempt returns")
 
@@ -106,14 +120,13 @@ def _fail(session: Session, batch: Batch, error: BaseException) -> Batch:
     return Batch(batch.requests, batch.taken)
 
 
-def _commit(session: Session, cache: StringCache, batch: Batch) -> None:
-    committed = session.begin_write()
-    batch.since = committed
-    batch.taken = max(batch.taken, committed)
+def _commit(session: Session, cache: StringCache, batch: Batch, within: Within | None) -> None:
+    batch.taken = session.begin_write(within, batch.taken)
+    limit = None if within is None else batch.taken + within.count
     interned: dict[str, int] = {}
     alone = len(batch.requests) == 1
     for request in batch.requests:
-        tx = Transaction(session, cache, request.now_ms, request.server, interned, batch.taken)
+        tx = Transaction(session, cache, request.now_ms, request.server, interned, batch.taken, limit)
         if not alone:
             session.savepoint()
         try:
@@ -125,9 +138,11 @@ def _commit(session: Session, cache: StringCache, batch: Batch) -> None:
             if not session.is_alive():
                 raise _TransactionLost from error
             request.result = outcome.Error(session.explain(error))
+            if within is not None and isinstance(request.result.error, (DatabaseBusy, TooManyPositions)):
+                batch.left.append(request)
             if alone:
                 session.rollback()
-                return
+                break
             session.rollback_to_savepoint()
             continue
         if not alone:
@@ -137,9 +152,12 @@ def _commit(session: Session, cache: StringCache, batch: Batch) -> None:
         interned.update(tx.interned)
         batch.wakes |= tx.wakes
         batch.callbacks += tx.callbacks
-    batch.committing = True
-    session.commit(batch.position, batch.wakes)
-    cache.add(interned)
+    else:
+        batch.committing = True
+        batch.since = session.commit(batch.position, batch.wakes)
+        cache.add(interned)
+    if batch.left:
+        batch.requests = [request for request in batch.requests if request not in batch.left]
 
 
 def _check_fence(tx: Transaction, lease: Lease) -> None:

@@ -20,7 +20,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hashable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar, TypeVarTuple
 
@@ -145,17 +145,21 @@ class Database:
             return await self._ask_with(self._reads, needed, fn, args)
         return result
 
-    async def write(self, fn: Callable[[Transaction, *Ts], T], *args: *Ts) -> T:
+    async def write(self, fn: Callable[[Transaction, *Ts], T], *args: *Ts, within: Collection[str] = ()) -> T:
         """Returns fn(tx, *args), run in a write that is durable when this returns.
+
+        within: keys, such as a room ID and a user ID. Other writes with one of them do not run at the same time, but on
+        a database with several nodes others do that name keys, too: fn writes nothing, and decides by nothing, that a
+        write within other keys changes. Without keys fn runs alone, and may touch anything. See `turns.py`.
 
         If fn raises Needed, its changes are undone, and it is called again when what it needs is there.
         If fn raises, its changes are undone and the exception is raised here. Cancelling the wait does not undo the
         write. If the connection is lost before the commit, fn is called again.
         """
         try:
-            result: T = await self._ask(self._writes, fn, args)
+            result: T = await self._ask(self._writes, fn, args, within)
         except Needed as needed:
-            return await self._ask_with(self._writes, needed, fn, args)
+            return await self._ask_with(self._writes, needed, fn, args, within)
         except LeaseLost as error:
             error.lease.scope.cancel()
             await trio.lowlevel.checkpoint()  # ends the caller, unless they clean up
@@ -163,7 +167,12 @@ class Database:
         return result
 
     async def _ask_with(
-        self, requests: _Requests, needed: Needed, fn: Callable[[Transaction, *Ts], T], args: tuple[*Ts]
+        self,
+        requests: _Requests,
+        needed: Needed,
+        fn: Callable[[Transaction, *Ts], T],
+        args: tuple[*Ts],
+        within: Collection[str] = (),
     ) -> T:
         """Gets what a call needs and repeats it, until it needs nothing more."""
         given: dict[Hashable, object] = {}
@@ -173,7 +182,7 @@ class Database:
                 break
             given |= got
             try:
-                result: T = await self._ask(requests, _run_with, (dict(given), fn, args))
+                result: T = await self._ask(requests, _run_with, (dict(given), fn, args), within)
                 return result
             except Needed as more:
                 needed = more
@@ -274,11 +283,13 @@ class Database:
                 self._deliver()
             self._opened.close()
 
-    async def _ask(self, requests: _Requests, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    async def _ask(
+        self, requests: _Requests, fn: Callable[..., Any], args: tuple[Any, ...], within: Collection[str] = ()
+    ) -> Any:
         await trio.lowlevel.checkpoint_if_cancelled()
         if self._closed:
             raise DatabaseError("The database is closed.")
-        request = Request(fn, args, self._now_ms(), trio.lowlevel.current_task(), self._server)
+        request = Request(fn, args, self._now_ms(), trio.lowlevel.current_task(), self._server, within=within)
         if self._leases and requests is self._writes:
             request.leases = tuple([lease for lease in leases_of_task.get() if not lease.is_over])
         if self._inline:
@@ -294,7 +305,7 @@ class Database:
     async def _ask_inline(self, is_write: bool, request: Request) -> Any:
         request.task = None
         if is_write:
-            self._deliver_batch(self._run_batch(self._opened.writer, [request]))
+            self._run_batches(self._opened.writer, [request], self._deliver_batch)
         else:
             run_read(self._opened.writer, self._cache, request)
             self._report(request, DATABASE_READS)
@@ -307,9 +318,20 @@ class Database:
         async with self._holder_lock:
             return fn(*args) if self._inline else await trio.to_thread.run_sync(fn, *args)
 
-    def _run_batch(self, session: Session, requests: list[Request]) -> Batch:
+    def _run_batches(self, session: Session, requests: list[Request], hand_over: Callable[[Batch], None]) -> None:
+        """Runs writes: on a database of several nodes those that have named keys for themselves, beside others."""
+        beside = [request for request in requests if request.within] if self.is_shared else []
+        alone = [request for request in requests if not request.within] if beside else requests
+        if beside:
+            batch = self._run_batch(session, beside, beside=True)
+            hand_over(batch)
+            alone += batch.left
+        if alone:
+            hand_over(self._run_batch(session, alone))
+
+    def _run_batch(self, session: Session, requests: list[Request], *, beside: bool = False) -> Batch:
         self._writing_since = started = time.perf_counter()
-        batch = run_batch(session, self._cache, requests, self._taken)
+        batch = run_batch(session, self._cache, requests, self._taken, beside=beside)
         self._writing_since = math.inf
         self._taken = batch.taken
         self.batches += 1  # written only by the writer thread; the metrics may read a slightly old value
@@ -340,7 +362,7 @@ class Database:
             else:
                 closing = True
             if requests:
-                self._hand_over(self._run_batch(session, requests))
+                self._run_batches(session, requests, self._hand_over)
         session.close()
 
     def _read_loop(self, session: Session) -> None:

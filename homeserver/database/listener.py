@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 CHANNEL = "homeserver_stream"
 # The lock that all nodes share. The number is arbitrary.
 _NODES_LOCK = 7053164
-# PostgreSQL refuses payloads of 8000 bytes.
+# PostgreSQL refuses payloads of 8000 bytes, of which the node and a position need some.
 _PAYLOAD_BYTES_MAX = 7900
 _CONNECT_AGAIN_S = 1.0
 
@@ -35,12 +35,12 @@ class _News(msgspec.Struct, array_like=True):
     keys: list[str] | None
 
 
-def encode_news(node: str, since: int, upto: int, keys: Collection[str]) -> str:
-    """Returns the payload of a notification, within PostgreSQL's limit."""
-    payload = msgspec.json.encode(_News(node, since, upto, list(keys)))
-    if len(payload) > _PAYLOAD_BYTES_MAX:
-        payload = msgspec.json.encode(_News(node, since, upto, None))
-    return payload.decode()
+def encode_news(node: str, upto: int, keys: Collection[str]) -> tuple[str, str]:
+    """Returns the payload of a notification, within PostgreSQL's limit, in two parts: before and after `since`."""
+    tail = msgspec.json.encode([upto, list(keys)])
+    if len(tail) > _PAYLOAD_BYTES_MAX:
+        tail = msgspec.json.encode([upto, None])
+    return f'["{node}",', "," + tail[1:].decode()
 
 
 class Listener:

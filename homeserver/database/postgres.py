@@ -1,7 +1,8 @@
 """PostgreSQL: several nodes on one database. psycopg is used synchronously, in the same threads as SQLite.
 
 Theory of operation
-- One advisory lock serialises the write transactions of all nodes, so that positions are committed in order.
+- One advisory lock serialises the write transactions of all nodes, so that positions are committed in order. Writes
+  that say what they keep within share it, and commit in order all the same: see `turns`.
 - Each commit sends a NOTIFY with the keys that have news, which wakes the waiters on other nodes (`listener`).
 - A lost connection is opened again by `recover`. After a restart of PostgreSQL, calls wait for a few seconds. If it
   stays away, calls fail at once, except that one of them tries to connect every _ATTEMPT_INTERVAL_S. The sessions of a
@@ -27,10 +28,11 @@ from psycopg import sql
 from psycopg.abc import Buffer
 from psycopg.adapt import Dumper, Loader
 from psycopg.errors import ReadOnlySqlTransaction, error_from_result
-from psycopg.pq import ExecStatus, TransactionStatus
+from psycopg.pq import Escaping, ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
 from psycopg.types.numeric import Int8Dumper
 
+from homeserver.database import turns
 from homeserver.database.holder import PostgresHolder
 from homeserver.database.listener import CHANNEL, Listener, encode_news
 from homeserver.database.migrations import READ_LEDGER, list_pending
@@ -44,12 +46,12 @@ from homeserver.database.schema import (
 from homeserver.database.session import Cursor, Opened, Row
 from homeserver.database.transaction import Transaction
 from homeserver.database.translation import split_in, split_statements, translate_definition, translate_statement
+from homeserver.database.turns import Within
 from homeserver.errors import invalid_param
 
 _log = logging.getLogger(__name__)
 
-# The lock of write transactions, and the lock of nodes that migrate the tables. The numbers are arbitrary.
-_WRITE_LOCK = 7053162
+# The lock of nodes that migrate the tables. The number is arbitrary.
 _MIGRATE_LOCK = 7053163
 # Each mostly waits for the network. More than with SQLite, whose readers mostly wait for the GIL.
 _READERS = 4
@@ -72,26 +74,20 @@ _NETWORK_SETTINGS = {
 _SESSION_SETTINGS = "SET idle_in_transaction_session_timeout = '2s'; SET statement_timeout = '30s'"
 
 
-# One round trip. Each statement sees what was committed before it began, so the third sees what the lock waited for.
-_BEGIN_WRITE = f"""
-    BEGIN ISOLATION LEVEL READ COMMITTED;
-    SELECT pg_advisory_xact_lock({_WRITE_LOCK});
-    SELECT position FROM stream_position WHERE id = 1
-""".encode()
 # Ends the sessions that block another one and have not said anything for as long as an idle transaction may last.
 _END_STUCK = """
     SELECT pg_terminate_backend(pid)
     FROM unnest(pg_blocking_pids(?::int)) AS blocking(pid) JOIN pg_stat_activity USING (pid)
     WHERE wait_event = 'ClientRead' AND state_change < clock_timestamp() - interval '2 seconds'
 """
-_STORE_AND_NOTIFY = """
-    WITH stored AS (UPDATE stream_position SET position = %s WHERE id = 1) SELECT pg_notify(%s, %s)
-"""
 # SQLSTATEs, see https://www.postgresql.org/docs/current/errcodes-appendix.html
 _DAMAGED = frozenset({"XX001", "XX002", "58P01"})  # data or index corrupted; a file is missing
 _BUSY = frozenset({"40001", "40P01", "55P03", "57014"})  # conflicted with another transaction; took too long
 _UNAVAILABLE = frozenset({"25006", "25P03"})  # read-only; idle for too long
 _UNAVAILABLE_CLASSES = frozenset({"08", "53", "57", "58"})  # connection, resources, operator, system
+_INTERN = """
+    INSERT INTO strings (value) VALUES (%s) ON CONFLICT (value) DO UPDATE SET value = excluded.value RETURNING nid
+"""
 _Savepoint = Literal["none", "open", "done with"]
 
 
@@ -136,7 +132,8 @@ class PostgresSession:
         self._connection = self._open()
         self._cursor = self._connection.cursor()
         self._savepoint: _Savepoint = "none"
-        self._since = 0
+        self._end: int | None = None  # of the block of positions of a write that runs beside others
+        self._aside: psycopg.Connection[Row] | None = None
         self._reach = reach or _Reach()
         self._statements: dict[str, bytes] = {}
         self._counts_before_lists: dict[str, int] = {}
@@ -194,18 +191,51 @@ class PostgresSession:
     def end_read(self) -> None:
         self._control(b"COMMIT")
 
-    def begin_write(self) -> int:
+    def begin_write(self, within: Within | None, taken: int) -> int:
         self._savepoint = "none"
-        value = self._control(_BEGIN_WRITE).get_value(0, 0)  # the result of the last of the three statements
-        assert value is not None
-        self._since = int(value)
-        return self._since
+        self._end = None
+        if within is None:
+            return max(self._number_of(self._control(turns.BEGIN_ALONE)), taken)
+        try:
+            self._end = self._number_of(self._control(turns.begin_beside(within, taken)))
+        except psycopg.Error:
+            self._connection.close()  # it may hold the lock of those who draw positions, which no rollback releases
+            raise
+        return self._end - within.count
 
-    def commit(self, position: int | None, keys: Collection[str]) -> None:
-        if position is not None:
-            news = encode_news(self._node, self._since, position, keys)
-            self._cursor.execute(_STORE_AND_NOTIFY, (position, CHANNEL, news))
-        self._control(b"COMMIT")
+    def _number_of(self, result: PGresult) -> int:
+        value = result.get_value(0, 0)
+        assert value is not None
+        return int(value)
+
+    def intern(self, value: str) -> int:
+        if self._end is None:
+            row = self.execute("INSERT INTO strings (value) VALUES (?) RETURNING nid", (value,)).fetchone()
+        else:
+            row = self._intern_aside(value)
+        assert row is not None
+        return int(row[0])
+
+    def _intern_aside(self, value: str) -> Row | None:
+        """Interns in a transaction of its own, because others may intern the same string now: see `turns`."""
+        if self._aside is None or self._aside.closed:
+            self._aside = self._open()
+            # What refers to the string is committed later, and reaches the disk later.
+            self._aside.execute("SET synchronous_commit = off")
+        try:
+            return self._aside.execute(_INTERN, (value,)).fetchone()
+        except psycopg.Error:
+            self._aside.close()
+            raise
+
+    def commit(self, position: int | None, keys: Collection[str]) -> int:
+        if position is None:
+            self._control(b"COMMIT")
+            return 0
+        literal = Escaping(self._connection.pgconn).escape_literal
+        head, tail = encode_news(self._node, position, keys)
+        texts = (literal(text.encode()).decode() for text in (CHANNEL, head, tail))
+        return self._number_of(self._control(turns.store_and_commit(position, self._end, *texts)))
 
     def rollback(self) -> None:
         self._control(b"ROLLBACK")
@@ -270,6 +300,8 @@ class PostgresSession:
 
     def close(self) -> None:
         self._connection.close()
+        if self._aside is not None:
+            self._aside.close()
 
 
 def open_postgres(url: str, schemas: Sequence[Schema], *, inline: bool) -> Opened:
@@ -295,7 +327,7 @@ def open_postgres(url: str, schemas: Sequence[Schema], *, inline: bool) -> Opene
         if isinstance(error, psycopg.Error):
             raise DatabaseError(f"The database cannot be opened: {describe(error)}.") from error
         raise
-    holder = PostgresHolder(connect_again, node, _WRITE_LOCK)
+    holder = PostgresHolder(connect_again, node, turns.WRITE_LOCK)
 
     def close_all() -> None:
         listener.close()
@@ -380,10 +412,12 @@ def describe(error: psycopg.Error) -> str:
 
 def migrate(connection: psycopg.Connection[Row], schemas: Sequence[Schema]) -> None:
     """Applies every pending step, each in a transaction together with its line in the ledger; one node at a time."""
-    if not list_pending_schemas(connection, schemas):
+    row = connection.execute(turns.ARE_NUMBERS_MISSING).fetchone()
+    if not list_pending_schemas(connection, schemas) and row == (0,):
         return
     connection.execute("SELECT pg_advisory_lock(%s)", (_MIGRATE_LOCK,))
     try:
+        connection.execute(turns.CREATE_NUMBERS)
         connection.execute(_CREATE_LEDGER)
         for schema in list_pending_schemas(connection, schemas):
             rows = connection.execute("SELECT name FROM _sqlite_migrations WHERE migration_set = %s", (schema.name,))

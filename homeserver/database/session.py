@@ -9,6 +9,7 @@ import msgspec
 
 from homeserver.database.leases import Lease
 from homeserver.database.stream import Stream
+from homeserver.database.turns import Within
 
 Row = tuple[Any, ...]
 
@@ -54,14 +55,22 @@ class Session(Protocol):
 
     def end_read(self) -> None: ...
 
-    def begin_write(self) -> int:
-        """Opens the only write transaction of the whole database. Returns the last committed position."""
+    def begin_write(self, within: Within | None, taken: int) -> int:
+        """Opens a write transaction: the only one of the database, or the only one that has one of the keys `within`.
+
+        Returns the position after which it takes its own; up to `within.count`, if that is given. No other process
+        takes one of these. taken: the highest position ever taken in this process.
+        """
         ...
 
-    def commit(self, position: int | None, keys: Collection[str]) -> None:
+    def intern(self, value: str) -> int:
+        """Stores a string that has no number yet. Returns its number."""
+        ...
+
+    def commit(self, position: int | None, keys: Collection[str]) -> int:
         """Makes the write transaction durable. `position` is the last one that it took, None if it took none.
 
-        `keys` are woken on the other nodes that share the database.
+        `keys` are woken on the other nodes that share the database. Returns the position of the commit before.
         """
         ...
 

@@ -27,6 +27,7 @@ from homeserver.database.schema import DatabaseBusy, DatabaseDamaged, DatabaseEr
 from homeserver.database.session import Cursor, Opened, Row
 from homeserver.database.stream import Stream
 from homeserver.database.translation import split_in
+from homeserver.database.turns import Within
 from homeserver.limits import DATABASE_BELL_SECONDS
 from homeserver.process.outages import check_room
 
@@ -69,8 +70,8 @@ class SqliteSession:
     """A connection. Transactions are opened explicitly: the connection is in autocommit mode (isolation_level None)."""
 
     __slots__ = (
-        "_changes_before", "_connection", "_guards_reads", "_in_texts", "_new_generation", "_ring", "begins_generation",
-        "execute", "generation",
+        "_changes_before", "_committed", "_connection", "_guards_reads", "_in_texts", "_new_generation", "_ring",
+        "begins_generation", "execute", "generation",
     )  # fmt: skip
 
     def __init__(
@@ -87,6 +88,7 @@ class SqliteSession:
         self._connection = connection
         self._guards_reads = guards_reads
         self._changes_before = 0
+        self._committed = 0
         self._in_texts: dict[tuple[str, int], tuple[str, int]] = {}
 
     def execute_many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
@@ -122,14 +124,19 @@ class SqliteSession:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
 
-    def begin_write(self) -> int:
+    def begin_write(self, within: Within | None, taken: int) -> int:
         self._connection.execute("BEGIN IMMEDIATE")
         if self.begins_generation:
             self._new_generation = begin_generation(self.execute)
         row = self._connection.execute("SELECT position FROM stream_position WHERE id = 1").fetchone()
+        self._committed = int(row[0])
+        return max(self._committed, taken)
+
+    def intern(self, value: str) -> int:
+        row = self._connection.execute("INSERT INTO strings (value) VALUES (?) RETURNING nid", (value,)).fetchone()
         return int(row[0])
 
-    def commit(self, position: int | None, keys: Collection[str]) -> None:
+    def commit(self, position: int | None, keys: Collection[str]) -> int:
         if position is not None:
             self._connection.execute("UPDATE stream_position SET position = ? WHERE id = 1", (position,))
         self._connection.execute("COMMIT")
@@ -137,6 +144,7 @@ class SqliteSession:
             self.generation, self.begins_generation = self._new_generation, False
         if self._ring is not None:
             self._ring()
+        return self._committed
 
     def rollback(self) -> None:
         self._connection.execute("ROLLBACK")

@@ -27,6 +27,13 @@ class Needed(BaseException):
         self.key = key
 
 
+class TooManyPositions(BaseException):
+    """A write that runs beside others takes more positions than it may. It runs again without others.
+
+    Not an Exception, because nothing has failed, as with Needed.
+    """
+
+
 class Transaction:
     """One read snapshot, or one write. Use it only inside the function that received it.
 
@@ -38,6 +45,7 @@ class Transaction:
         "_cache",
         "_caches",
         "_execute",
+        "_limit",
         "_position",
         "_server",
         "_session",
@@ -57,6 +65,7 @@ class Transaction:
         server: ServerIdentity | None,
         batch_interned: dict[str, int],
         position: int | None,
+        limit: int | None = None,
     ) -> None:
         self.now_ms = now_ms  # when the transaction began
         self._server = server
@@ -70,6 +79,7 @@ class Transaction:
         self._caches = cache.caches  # as they were when the snapshot began: see `drop_caches`
         self._batch_interned = batch_interned  # by earlier writes of the same commit
         self._position = position  # None: not looked up yet (in reads)
+        self._limit = limit  # the last position that a write may take, None for any
         self.is_write = position is not None  # a write may see rows that are not committed yet
 
     @property
@@ -135,6 +145,8 @@ class Transaction:
         Keys are user IDs, room IDs … as the waiters name them. Positions rise in commit order, usually with gaps.
         """
         assert self.is_write and self._position is not None, "positions are taken in writes"
+        if self._position == self._limit:
+            raise TooManyPositions
         self._position += 1
         self.wakes.update(wake)
         return self._position
@@ -183,9 +195,7 @@ class Transaction:
         """
         nid = self.find(value)
         if nid is None:
-            row = self.one("INSERT INTO strings (value) VALUES (?) RETURNING nid", check_string(value))
-            assert row is not None
-            nid = self.interned[value] = int(row[0])
+            nid = self.interned[value] = self._session.intern(check_string(value))
         return nid
 
     def find(self, value: str) -> int | None:

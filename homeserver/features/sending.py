@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import msgspec
 
 from homeserver.api.routes import Routes
@@ -43,7 +45,8 @@ async def send_message(
     draft = Draft(room_id, requester.user_id, event_type, body, origin_server_ts=sent_ms)
     if query.delay_ms is not None:
         return {"delay_id": await hs.database.write(create_delayed_event, requester, draft, query.delay_ms, txn_id)}
-    return {"event_id": await write_for(hs, requester, _send, requester, draft, txn_id, txn_id)}
+    within = _reach(draft)
+    return {"event_id": await write_for(hs, requester, _send, requester, draft, txn_id, txn_id, within=within)}
 
 
 @routes.post(
@@ -53,11 +56,8 @@ async def send_message_without_transaction(
     hs: Resources, requester: Requester, room_id: RoomID, event_type: str, body: dict
 ) -> JsonObject:
     """Sends an event once for each request: a client that repeats one sends two. Scripts and old clients use it."""
-    return {
-        "event_id": await write_for(
-            hs, requester, _send, requester, Draft(room_id, requester.user_id, event_type, body)
-        )
-    }
+    draft = Draft(room_id, requester.user_id, event_type, body)
+    return {"event_id": await write_for(hs, requester, _send, requester, draft, within=_reach(draft))}
 
 
 @routes.put("/_matrix/client/v3/rooms/{room_id}/redact/{event_id}/{txn_id}", rate_limit="message", allow_suspended=True)
@@ -82,6 +82,15 @@ async def redact_event_without_transaction(
 def _redaction(requester: Requester, room_id: RoomID, event_id: EventID, body: RedactBody | None) -> Draft:
     content = {"reason": body.reason} if body is not None and body.reason is not None else {}
     return Draft(room_id, requester.user_id, "m.room.redaction", content, redacts=event_id)
+
+
+def _reach(draft: Draft) -> Collection[str]:
+    """Returns the keys that `_send` keeps within, see `Database.write`: it changes the room, and the sender's presence.
+
+    A redaction may change archived events, whose blocks belong to no room.
+    """
+    assert draft.room_id is not None
+    return () if draft.type == "m.room.redaction" else (draft.room_id, draft.sender)
 
 
 def _send(

@@ -22,6 +22,9 @@ __all__ = ["encryption", "http", "peers", "search", "users", "websocket"]
 DATABASE_BATCH_MAX = 256
 # What one write may need from elsewhere, one thing after the other: its author waits for all of it.
 DATABASE_NEEDS_MAX = 100
+# Positions that are drawn for each write that runs beside others. A message takes one, and one for a presence. Those
+# that are not used are lost; a write that takes more runs again, alone.
+DATABASE_POSITIONS_PER_WRITE = 4
 # After how long a write looks whether it waits for another node that stands still.
 DATABASE_STUCK_SECONDS = 1.5
 # How often a node tries to take over what another one leads.

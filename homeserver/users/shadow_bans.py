@@ -10,7 +10,7 @@ Joining and leaving rooms works, and so does everything that only the user's own
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar, TypeVarTuple
 
 from homeserver.authenticate import Requester
@@ -30,11 +30,17 @@ class Undone(Exception):
         self.result = result
 
 
-async def write_for(hs: Resources, requester: Requester, fn: Callable[[Transaction, *Ts], T], *args: *Ts) -> T:
+async def write_for(
+    hs: Resources,
+    requester: Requester,
+    fn: Callable[[Transaction, *Ts], T],
+    *args: *Ts,
+    within: Collection[str] = (),
+) -> T:
     """Does what `Database.write` does, but stores nothing if the requester is shadow-banned."""
     if requester.is_shadow_banned:
         return await write_and_undo(hs, fn, *args)
-    return await hs.database.write(fn, *args)
+    return await hs.database.write(fn, *args, within=within)
 
 
 async def write_and_undo(hs: Resources, fn: Callable[[Transaction, *Ts], T], *args: *Ts) -> T:

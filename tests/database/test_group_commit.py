@@ -259,7 +259,7 @@ class _Exhausted:
             self.alive = False
             raise OSError("the disk is full")
 
-    def begin_write(self) -> int:
+    def begin_write(self, within: object, taken: int) -> int:
         return 7
 
     def is_alive(self) -> bool:

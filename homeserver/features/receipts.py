@@ -82,7 +82,8 @@ async def post_receipt(
     if thread_id is not None:
         _check_thread(receipt_type, thread_id)
     markers: Markers = {_shown(requester, receipt_type): event_id}
-    await hs.database.write(_read_up_to, room_id, requester.user_id, markers, thread_id or "")
+    within = (room_id, requester.user_id)
+    await hs.database.write(_read_up_to, room_id, requester.user_id, markers, thread_id or "", within=within)
     return Empty()
 
 
@@ -94,7 +95,8 @@ async def set_read_marker(hs: Resources, requester: Requester, room_id: RoomID, 
         "m.read.private": body.private,
     }
     markers: Markers = {_shown(requester, kind): event_id for kind, event_id in given.items() if event_id is not None}
-    await hs.database.write(_read_up_to, room_id, requester.user_id, markers, "")
+    within = (room_id, requester.user_id)
+    await hs.database.write(_read_up_to, room_id, requester.user_id, markers, "", within=within)
     return Empty()
 
 

@@ -2,7 +2,7 @@
 
 Theory of operation
 - One advisory lock serialises the write transactions of all nodes, so that positions are committed in order. Writes
-  that say what they keep within share it, and commit in order all the same: see `turns`.
+  that say what they keep within share it, and commit in order anyway: see `turns`.
 - Each commit sends a NOTIFY with the keys that have news, which wakes the waiters on other nodes (`listener`).
 - A lost connection is opened again by `recover`. After a restart of PostgreSQL, calls wait for a few seconds. If it
   stays away, calls fail at once, except that one of them tries to connect every _ATTEMPT_INTERVAL_S. The sessions of a

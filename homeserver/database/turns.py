@@ -6,7 +6,7 @@ with one of these keys, and those that name none. All the others may run meanwhi
 1. A declared batch takes the writers' lock shared, then the locks of all its keys, in the order of their numbers. A
    batch that names no keys takes the writers' lock alone, so it has the database to itself.
 2. It draws a block of positions, and locks its turn: an advisory lock whose number contains the end of the block. Both
-   happen under a lock that is held for some microseconds, so whoever has drawn holds the lock of its turn. Because the
+   happen under a lock that is held for some microseconds, so a batch that has drawn holds its turn. Because the
    locks of keys come first, positions rise within each key.
 3. It does its work, beside others.
 4. At its end it waits for all earlier turns, which it finds in `pg_locks`. Then it stores its last position, announces

@@ -22,7 +22,7 @@ PATIENCE_S = 10
 
 
 def meet(barrier: threading.Barrier) -> Callable[[Transaction, str], int]:
-    """A write that stores an item once another one has come as far."""
+    """Returns a write that stores an item once another one has come as far."""
 
     def store(tx: Transaction, name: str) -> int:
         barrier.wait(PATIENCE_S)
@@ -239,7 +239,7 @@ async def test_announcements_of_writes_beside_each_other_leave_no_gap(postgres_u
 
 
 async def quiet_from(stream: Stream, position: int) -> bool:
-    """Whether the stream knows that another key has no news, as soon as it has heard of everything."""
+    """Returns whether the stream knows that another key has no news, as soon as it has heard of everything."""
     with trio.move_on_after(PATIENCE_S):
         while stream.has_news(["another key"], 0):  # noqa: ASYNC110 (it is not told what it need not assume any more)
             await trio.sleep(0.01)

@@ -27,7 +27,7 @@ async def http() -> AsyncIterator[httpx.AsyncClient]:
     async with one_server(**sections) as hs, trio.open_nursery() as nursery:  # type: ignore[arg-type]
         await hs.register("alice", PASSWORD)
         (bound,) = await nursery.start(hs.serve)
-        async with httpx.AsyncClient(base_url=bound.url) as client:
+        async with httpx.AsyncClient(base_url=bound.url, verify=False) as client:
             yield client
         hs.stop()
 

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.sockets
 
 
 async def test_the_listener_answers_and_returns_its_addresses() -> None:
-    async with serving() as server, httpx.AsyncClient() as http:
+    async with serving() as server, httpx.AsyncClient(verify=False) as http:
         assert server.url == f"http://127.0.0.1:{server.port}"
         assert (await http.get(server.url + "/_matrix/client/versions")).json() == {"ip": "127.0.0.1"}
         assert (await http.get(server.url + "/_homeserver/health/live")).json() == {"live": True}
@@ -41,7 +41,7 @@ async def test_the_listener_answers_and_returns_its_addresses() -> None:
 async def test_several_addresses_and_ipv6_are_supported() -> None:
     async with (
         serving(Listener(bind="127.0.0.1:0", serve=("client",)), Listener(bind="[::1]:0", serve=("health",))) as server,
-        httpx.AsyncClient() as http,
+        httpx.AsyncClient(verify=False) as http,
     ):
         first, second = (bound.url for bound in server.bound)
         assert second.startswith("http://[::1]:")
@@ -125,7 +125,7 @@ async def test_a_renewed_certificate_is_loaded(tls_files: tuple[str, str, ssl.SS
 
 
 async def test_a_host_name_binds_all_of_its_addresses() -> None:
-    async with serving(Listener(bind="localhost:0")) as server, httpx.AsyncClient() as http:
+    async with serving(Listener(bind="localhost:0")) as server, httpx.AsyncClient(verify=False) as http:
         assert {bound.address.rpartition(":")[0] for bound in server.bound} <= {"127.0.0.1", "[::1]"}
         for bound in server.bound:
             assert (await http.get(bound.url + "/_homeserver/health/live")).status_code == 200
@@ -216,7 +216,7 @@ async def test_the_size_of_a_chunked_upload_is_limited() -> None:
         for _ in range(count):
             yield b"x" * 65_536
 
-    async with serving() as server, httpx.AsyncClient() as http:
+    async with serving() as server, httpx.AsyncClient(verify=False) as http:
         url = server.url + "/_matrix/media/v3/upload"
         assert (await http.post(url, content=pieces(16))).json() == {"length": 1 << 20}
         assert (await http.post(url, content=pieces(17))).status_code == 413
@@ -258,7 +258,7 @@ async def test_an_unread_body_does_not_close_the_connection() -> None:
     ],
 )
 async def test_malformed_input_ends_only_its_own_connection(data: bytes) -> None:
-    async with serving() as server, httpx.AsyncClient() as http:
+    async with serving() as server, httpx.AsyncClient(verify=False) as http:
         answer = b""
         with trio.move_on_after(2):  # what could still become a request is waited for
             try:
@@ -290,7 +290,7 @@ async def test_http2_with_a_path_that_is_not_ascii_ends_only_its_own_connection(
 
 
 async def test_a_truncated_answer_is_recognisable(caplog: pytest.LogCaptureFixture) -> None:
-    async with serving() as server, httpx.AsyncClient() as http:
+    async with serving() as server, httpx.AsyncClient(verify=False) as http:
         with pytest.raises(httpx.RemoteProtocolError):
             await http.get(server.url + "/_matrix/media/v3/broken")
         assert (await http.get(server.url + "/_matrix/client/versions")).status_code == 200

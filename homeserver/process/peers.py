@@ -147,6 +147,8 @@ class Peers(msgspec.Struct):
     _awaited: set[ServerName] = msgspec.field(default_factory=set)
     _heard: set[ServerName] = msgspec.field(default_factory=set)
     _news: trio.Event = msgspec.field(default_factory=trio.Event)
+    _seen: set[ServerName] | None = None  # None as long as nobody asks (`wait_seen`)
+    _seen_news: trio.Event = msgspec.field(default_factory=trio.Event)
     _expecting: OrderedDict[ServerName, set[RoomID]] = msgspec.field(default_factory=OrderedDict)
     _rooms_heard: set[RoomID] = msgspec.field(default_factory=set)
     _room_news: trio.Event = msgspec.field(default_factory=trio.Event)
@@ -219,6 +221,9 @@ class Peers(msgspec.Struct):
     def note_contact(self, server: ServerName) -> None:
         """Notes that the server has shown a sign of life. Its back-off ends, and its waiters are told."""
         self._back_offs.pop(server, None)
+        if self._seen is not None:
+            self._seen.add(server)
+            self._seen_news.set()
         if server in self._awaited:
             self._awaited.discard(server)
             self._heard.add(server)
@@ -231,6 +236,15 @@ class Peers(msgspec.Struct):
     def await_contact(self, server: ServerName) -> None:
         """Makes `wait_heard` return the server once it shows a sign of life."""
         self._awaited.add(server)
+
+    async def wait_seen(self) -> set[ServerName]:
+        """Waits until some servers, whichever, have shown a sign of life since the last call. Returns these."""
+        if self._seen is None:
+            self._seen = set()
+        await self._seen_news.wait()
+        self._seen_news = trio.Event()
+        seen, self._seen = self._seen, set()
+        return seen
 
     def expect(self, room_id: RoomID, servers: Iterable[ServerName], now_ms: int) -> None:
         """Makes `wait_rooms` return the room once one of these servers that is in back-off shows a sign of life."""

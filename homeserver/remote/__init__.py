@@ -65,6 +65,7 @@ def feature_of(features: Sequence[Feature]) -> Feature:
         background=(
             send,
             administration.retry_requested,
+            administration.tell_contacts,
             leaves.deliver_later,
             gaps.retry_parked,
             resyncs.fetch_lists,

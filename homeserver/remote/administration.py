@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import msgspec
+import trio
 
 from homeserver.database import Transaction
 from homeserver.federation.identifiers import ServerName
@@ -14,7 +16,9 @@ from homeserver.resources import Resources
 from homeserver.rooms.administration import count_rooms_of_servers
 
 WAKE_KEY = "destination-retries"
-"""The stream key that is woken when an administrator has a server tried again."""
+"""The stream key that is woken when a server is to be tried again."""
+CONTACTS_SECONDS = 2.0
+"""How often a node tells others of the servers that it has heard of."""
 
 
 class Destination(msgspec.Struct, frozen=True):
@@ -78,6 +82,23 @@ def request_retry(tx: Transaction, server: ServerName) -> None:
     tx.next_position(WAKE_KEY)
 
 
+def retry_failed(tx: Transaction, servers: Iterable[ServerName]) -> None:
+    """Ends the back-off of those of the servers that did not answer the process that sends."""
+    for server in servers:
+        if _has_failed(tx, server):
+            request_retry(tx, server)
+
+
+def list_failed(tx: Transaction, servers: Iterable[ServerName]) -> list[ServerName]:
+    """Returns those of the servers that did not answer the process that sends."""
+    return [server for server in servers if _has_failed(tx, server)]
+
+
+def _has_failed(tx: Transaction, server: ServerName) -> bool:
+    row = tx.one("SELECT 1 FROM destinations_behind WHERE server_nid = ? AND failures > 0 LIMIT 1", tx.find(server))
+    return row is not None
+
+
 def set_retried(tx: Transaction, server: ServerName) -> None:
     """Notes that a server is to be tried again now."""
     tx.run(
@@ -92,8 +113,20 @@ def list_retried(tx: Transaction) -> list[ServerName]:
     return [ServerName(name) for name in tx.names(nids).values()]
 
 
+async def tell_contacts(hs: Resources) -> None:
+    """Tells the node that sends of servers that have shown themselves to this one. Runs as long as the server is open.
+
+    Returns at once if there are no other nodes.
+    """
+    while hs.database.is_shared:
+        seen = await hs.peers.wait_seen()
+        if failed := await hs.database.read(list_failed, seen):
+            await hs.database.write(retry_failed, failed)
+        await trio.sleep(CONTACTS_SECONDS)
+
+
 async def retry_requested(hs: Resources) -> None:
-    """Tries servers again for which an administrator asks. Runs as long as the server is open."""
+    """Tries servers again for which an administrator or another node asks. Runs as long as the server is open."""
     position = hs.stream.position
     while True:
         position = await hs.stream.wait((WAKE_KEY,), position, math.inf)

@@ -149,9 +149,7 @@ def test_an_asyncio_asgi_server_can_serve_it(tmp_path: Path) -> None:
         async with asyncio.timeout(60), _make_homeserver(tmp_path) as hs, asyncio.TaskGroup() as tasks:
             tasks.create_task(hypercorn_serve(hs.app, config, shutdown_trigger=stop.wait))  # type: ignore[arg-type]
             async with httpx.AsyncClient(verify=False) as http:
-                answer = await http.get(
-                    f"http://127.0.0.1:{sock.getsockname()[1]}/_matrix/client/versions", timeout=30, verify=False
-                )
+                answer = await http.get(f"http://127.0.0.1:{sock.getsockname()[1]}/_matrix/client/versions", timeout=30)
             assert answer.status_code == 200
             stop.set()
         sock.detach()  # the server has closed it

@@ -21,7 +21,10 @@ from homeserver.federation.wire.dial import (
     make_tls_context,
     open_tcp,
 )
-from tests.federation.wire_server import Reply, Site, World, always
+from tests.federation.wire_server import Reply, Site, World, always, few_authorities
+
+__all__ = ["few_authorities"]
+pytestmark = pytest.mark.usefixtures("few_authorities")
 
 A, B, C = Address("9.9.9.1", 443), Address("2620:fe::9", 443), Address("9.9.9.3", 443)
 

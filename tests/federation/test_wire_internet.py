@@ -17,8 +17,11 @@ from homeserver.federation.discovery import Address, SrvRecord
 from homeserver.federation.identifiers import ServerName
 from homeserver.federation.wire import WireError, WireRequest, WireResponse
 from homeserver.federation.wire.internet import InternetWire, OutboundRules
-from tests.federation.wire_server import Received, Reply, Site, World, always, headers_of
+from tests.federation.wire_server import Received, Reply, Site, World, always, few_authorities, headers_of
 from tests.support.wires import send
+
+__all__ = ["few_authorities"]
+pytestmark = pytest.mark.usefixtures("few_authorities")
 
 WEB_IP, MATRIX_IP = "9.9.9.1", "9.9.9.2"
 OK = always(Reply(200, [("Content-Type", "application/json")], b"{}"))

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import h11
+import pytest
 import trio
 import trio.testing
 import trustme
 
 from homeserver.federation.discovery import Address, SrvRecord
+
+
+@pytest.fixture(scope="module")
+def few_authorities(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """This machine trusts one authority, and none of the sites here. To read all of them takes longer than a test."""
+    path = tmp_path_factory.mktemp("system") / "authorities.pem"
+    trustme.CA().cert_pem.write_to_path(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSL_CERT_FILE", str(path))
+        yield
 
 
 @dataclass(frozen=True, slots=True)

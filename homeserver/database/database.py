@@ -134,6 +134,10 @@ class Database:
         """How many writes wait for the writer thread."""
         return self._writes.qsize()
 
+    async def get_position(self) -> int:
+        """Returns the position of the last change that any node has committed."""
+        return await self.read(_look) if self.is_shared else self.stream.position
+
     async def read(self, fn: Callable[[Transaction, *Ts], T], *args: *Ts) -> T:
         """Returns fn(tx, *args), run on a snapshot that includes every write that has returned before.
 

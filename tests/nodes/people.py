@@ -188,7 +188,7 @@ class Listener:
 
 @dataclass(slots=True)
 class Prober:
-    """Sends a message at one node and syncs at another at once, without waiting: it has to be there."""
+    """Sends a message at one node, and syncs and searches at others at once, without waiting: it has to be there."""
 
     device: Device
     room_id: str
@@ -204,9 +204,14 @@ class Prober:
             event_id = self.device.ask("PUT", message_path(self.room_id, text), json=message(text))["event_id"]
             self.sent[text] = event_id
             listener.sync(0)
-            if event_id not in listener.heard[self.room_id]:
+            if event_id not in listener.heard[self.room_id] or event_id not in self._search(text):
                 self.missed.append(text)
             self.device.rest()
+
+    def _search(self, text: str) -> list[str]:
+        term = {"search_term": f'"{text}"', "order_by": "recent"}
+        found = self.device.ask("POST", "search", json={"search_categories": {"room_events": term}})
+        return [each["result"]["event_id"] for each in found["search_categories"]["room_events"]["results"]]
 
 
 @dataclass(slots=True)

@@ -114,7 +114,7 @@ async def _search(
     if not parsed.units or not keys or wanted is None:
         return Page([], 0 if batch is None else batch.seen, None)
     with trio.move_on_after(limits.search.SEARCH_CATCH_UP_SECONDS_MAX):
-        await catch_up(hs.database, index, hs.stream.position)
+        await catch_up(hs.database, index, await hs.database.get_position())
     limit = RESULTS_DEFAULT if filter_.limit is None else filter_.limit
     limit = max(1, min(limit, limits.search.SEARCH_RESULTS_MAX))
     return await _find_page(hs, index, _Search(asked, searched, wanted, batch), limit)
@@ -203,7 +203,7 @@ async def _propose(hs: Resources, index: Service, term: str, wanted: dict[str, A
         found = await index.call("search", term, wanted, limits.search.SEARCH_SECONDS_MAX)
         if found is not None:
             return list(found)
-        await catch_up(hs.database, index, hs.stream.position)
+        await catch_up(hs.database, index, await hs.database.get_position())
     raise WorkerFailed("the search index is damaged again just after it was begun")
 
 

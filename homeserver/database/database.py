@@ -22,6 +22,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hashable, Mapping
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar, TypeVarTuple
 
 import outcome
@@ -30,7 +31,7 @@ import trio
 from homeserver.database.batch import Batch, Request, run_batch, run_read
 from homeserver.database.cache import Caches
 from homeserver.database.interning import StringCache
-from homeserver.database.leases import Lease, LeaseLost, leases_of_task
+from homeserver.database.leases import Lease, LeaseLost
 from homeserver.database.schema import DatabaseBusy, DatabaseDamaged, DatabaseError, DatabaseUnavailable
 from homeserver.database.server_identity import ServerIdentity
 from homeserver.database.session import Holder, Opened, Session
@@ -90,6 +91,7 @@ class Database:
                 self._start_thread("database-reader", self._read_loop, session)
         self._holds: dict[str, trio.Lock] = {}
         self._leases: dict[str, Lease] = {}
+        self._leases_of_task: ContextVar[tuple[Lease, ...]] = ContextVar("leases_of_task", default=())
         self._holder_lock = trio.Lock()
         self._background_scope = trio.CancelScope()
         self._background_ended = trio.Event()
@@ -257,11 +259,11 @@ class Database:
                 await trio.sleep(DATABASE_HOLD_SECONDS)
             self._leases[name] = lease
             with lease.scope:
-                token = leases_of_task.set((*leases_of_task.get(), lease))
+                token = self._leases_of_task.set((*self._leases_of_task.get(), lease))
                 try:
                     yield
                 finally:
-                    leases_of_task.reset(token)
+                    self._leases_of_task.reset(token)
                     lease.is_over = True
                     del self._leases[name]
                     with trio.CancelScope(shield=True):
@@ -295,7 +297,7 @@ class Database:
             raise DatabaseError("The database is closed.")
         request = Request(fn, args, self._now_ms(), trio.lowlevel.current_task(), self._server, within=within)
         if self._leases and requests is self._writes:
-            request.leases = tuple([lease for lease in leases_of_task.get() if not lease.is_over])
+            request.leases = tuple([lease for lease in self._leases_of_task.get() if not lease.is_over])
         if self._inline:
             return await self._ask_inline(requests is self._writes, request)
 

@@ -16,7 +16,6 @@ write nothing any more. What it has begun to do elsewhere, such as a request to 
 from __future__ import annotations
 
 import time
-from contextvars import ContextVar
 
 import trio
 
@@ -47,7 +46,3 @@ class LeaseLost(DatabaseBusy):
     def __init__(self, lease: Lease) -> None:
         super().__init__(f"Another node has taken over {lease.name!r}.")
         self.lease = lease
-
-
-leases_of_task: ContextVar[tuple[Lease, ...]] = ContextVar("leases_of_task", default=())
-"""The leases under which the current task works."""

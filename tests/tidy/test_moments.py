@@ -68,6 +68,7 @@ HARMLESS = {
     "archive_blocks.first_ts": "What senders claim: it says in which blocks to look.",
     "archive_blocks.live_ts": "What senders claim: of a message with a wrong time nobody knows when it expires.",
     "archive_blocks.last_ts": "What senders claim: it says in which blocks to look.",
+    "leases.until_ms": "By the clock of PostgreSQL; one that lasts longer than any is granted is taken as over.",
     "access_tokens.created_ms": SHOWN,
     "refresh_tokens.created_ms": SHOWN,
     "users.created_ms": SHOWN,

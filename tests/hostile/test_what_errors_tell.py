@@ -11,6 +11,7 @@ import pytest
 from homeserver.federation.identifiers import ServerName
 from homeserver.federation.wire import WireError, WireRequest
 from tests.support.homeservers import config_for_tests, running
+from tests.support.rows import row
 
 TOLD = "10.1.2.3 port 8448: connection refused by intranet.internal"
 
@@ -52,16 +53,19 @@ REQUESTS = (
 )
 
 
-@pytest.mark.parametrize(("method", "path", "body"), REQUESTS, ids=[path for _, path, _ in REQUESTS])
-async def test_internal_addresses_appear_only_in_the_log(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, method: str, path: str, body: Any
-) -> None:
+async def test_internal_addresses_appear_only_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     async with running(config_for_tests("test.example", tmp_path), wire=Intranet()) as server:
         alice = await server.register("alice")
         room = (await alice.ok("POST", "createRoom", json={}))["room_id"]
-        answer = await alice.request(method, path.replace("{room}", room), json=body)
-        assert answer.status_code >= 400, answer.text
-        for part in ("10.1.2.3", "8448", "refused"):
-            assert part not in answer.text
-    assert any(TOLD in str(vars(record)) for record in caplog.records)
+        for number, (method, path, body) in enumerate(REQUESTS):
+            with row(method, path):
+                caplog.clear()
+                name = f"{number}.intranet.internal"  # one that does not answer is left alone for a while
+                asked = path.replace("{room}", room).replace("intranet.internal", name)
+                told = body and {key: value.replace("intranet.internal", name) for key, value in body.items()}
+                answer = await alice.request(method, asked, json=told)
+                assert answer.status_code >= 400, answer.text
+                for part in ("10.1.2.3", "8448", "refused"):
+                    assert part not in answer.text
+                assert any(TOLD in str(vars(record)) for record in caplog.records)

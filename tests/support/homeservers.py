@@ -66,14 +66,14 @@ from homeserver.process.workers import Workers
 from homeserver.resources import Resources
 from homeserver.rooms import SCHEMAS as ROOMS
 from homeserver.rooms.append import append_create, append_local
-from homeserver.server import Homeserver
+from homeserver.server import Homeserver, all_schemas
 from homeserver.testing import config_for_tests as in_memory_config
 from homeserver.testing import now_ms
 from homeserver.users.filters import find_filter
 from homeserver.users.profile import get_member_profile
 from tests.support.archive import prepare_archive
 from tests.support.contract import check_response
-from tests.support.engine import file_url, memory_url
+from tests.support.engine import DATABASE_FILE, file_url, make_file, memory_url
 from tests.support.exchange import exchange
 from tests.support.sealing import MASTER_KEYS
 
@@ -261,6 +261,8 @@ def _join(tx: Transaction, user_id: UserID, room_id: RoomID) -> None:
 async def running(config: Config, *, wire: Wire, features: Sequence[Feature] | None = None) -> AsyncIterator[Server]:
     """A homeserver as long as the context lasts; with `features` one that has these alone, and everything in memory."""
     if features is None:
+        if config.database.url == DATABASE_FILE:
+            make_file(config.data_path(DATABASE_FILE.removeprefix("sqlite:")), all_schemas())
         async with Homeserver(config, wire=wire, now_ms=now_ms, inline_database=True) as homeserver:
             prepare_archive(homeserver.resources)
             async with _http_to(homeserver.app, config) as http:

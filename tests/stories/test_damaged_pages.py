@@ -19,7 +19,7 @@ from tests.support.storage import damage_pages
 pytestmark = pytest.mark.skipif(ENGINE != "sqlite", reason="the files of PostgreSQL are not ours")
 
 # Rows between those of one room and those of the next, so that they are on different pages.
-FILLING = 2000
+FILLING = 600
 
 Damage = Callable[[Path, RoomID], int]
 

@@ -19,7 +19,7 @@ from homeserver.federation.identifiers import RoomID, UserID
 from homeserver.rooms.append import append_local
 from tests.support.homeservers import config_for_tests
 
-MESSAGES, MEMBERS = 5_000, 50
+MESSAGES, MEMBERS = 2_000, 50
 BYTES_MAX = 700
 
 

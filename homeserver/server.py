@@ -159,6 +159,10 @@ class Homeserver:
         except BaseExceptionGroup as group:
             raise single_error(group) from None
 
+    def retire(self) -> None:
+        """Makes the health check say that the server is about to stop. It goes on serving until `stop`."""
+        self.resources.is_ready = False
+
     def stop(self) -> None:
         """Ends `serve`: pending requests are answered, new ones are not accepted."""
         self._stop.set()

@@ -1,6 +1,6 @@
 """`homeserver serve`: runs the server in the foreground until SIGTERM or SIGINT.
 
-SIGHUP reloads the certificates and `[log]`.
+With `--lame-duck` it goes on serving for a while after that. SIGHUP reloads the certificates and `[log]`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ _SETTLED_SECONDS = 10
 def add_commands(commands: Any) -> None:
     """Adds `serve`."""
     serve = commands.add_parser("serve", help="run the server in the foreground")
+    serve.add_argument(
+        "--lame-duck", type=float, default=0.0, metavar="SECONDS",
+        help="how long to go on serving after SIGTERM while the health check says no, for load balancers",
+    )  # fmt: skip
     add_shared_arguments(serve, run_serve)
 
 
@@ -106,7 +110,17 @@ async def _follow_signals(args: argparse.Namespace, signals: Any, server: Any, n
             nursery.cancel_scope.cancel()
         else:
             stopping = True
-            server.stop()
+            nursery.start_soon(_stop, server, args.lame_duck)
+
+
+async def _stop(server: Any, lame_duck_s: float) -> None:
+    """Stops the server after the time that load balancers need to send new requests elsewhere."""
+    import trio
+
+    if lame_duck_s > 0:
+        server.retire()
+        await trio.sleep(lame_duck_s)
+    server.stop()
 
 
 def _read_again(args: argparse.Namespace, server: Any) -> None:

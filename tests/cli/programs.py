@@ -69,9 +69,9 @@ def write_config(folder: Path, more: str = "", bind: str = "127.0.0.1:0") -> str
 
 
 @contextmanager
-def serving(config: str) -> Iterator[tuple[Forked, str]]:
+def serving(config: str, *options: str) -> Iterator[tuple[Forked, str]]:
     """A running server, and its URL. If it ends by itself, the failure is that, with its log."""
-    process = forks().start("serve", "--config", config, "--json", stdout=PIPE, stderr=PIPE)
+    process = forks().start("serve", "--config", config, "--json", *options, stdout=PIPE, stderr=PIPE)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()

@@ -95,6 +95,16 @@ def test_a_signal_stops_the_server_with_exit_code_0(tmp_path: Path) -> None:
             assert process.wait(SECONDS_MAX) == 0
 
 
+def test_a_lame_duck_goes_on_serving_while_load_balancers_leave_it(tmp_path: Path) -> None:
+    with serving(write_config(tmp_path), "--lame-duck", "2") as (process, url):
+        process.send_signal(signal.SIGTERM)
+        while (answer := httpx.get(f"{url}/_homeserver/health/ready")).status_code == 200:
+            pass
+        assert answer.json() == {"ready": False, "reason": "The server has been told to stop."}
+        assert httpx.get(f"{url}/_matrix/client/versions").status_code == 200
+        assert process.wait(SECONDS_MAX) == 0
+
+
 def test_a_hangup_reloads_the_log_level_and_stops_nothing(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     with serving(config) as (process, url):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Annotated, Literal
 
 import msgspec
@@ -189,7 +190,8 @@ async def answer_directory_query(hs: Resources, origin: ServerName, query: Mappi
         alias = parse_room_alias(query["room_alias"])
     except InvalidIdentifier as error:
         raise invalid_param(str(error)) from None
-    await provide_alias(hs, alias)
+    with suppress(MatrixError):  # a server is told that there is no such alias: the question is the client's
+        await provide_alias(hs, alias)
     return await hs.database.read(_look_up, alias)
 
 

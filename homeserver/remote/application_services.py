@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -23,6 +23,8 @@ from homeserver.users.accounts import find_user
 
 # An answer that says that the application service does not know the path, as opposed to what was asked for.
 _UNKNOWN_PATH = frozenset({404, 405, 501})
+# The pauses before a question is asked again that could not be asked.
+_QUERY_PAUSES_S = (0.5, 1.5)
 
 
 async def request(
@@ -82,13 +84,16 @@ async def provide_alias(hs: Resources, alias: RoomAlias, appservice: str | None 
     """Has an application service make a room for an alias of its namespace that leads nowhere yet.
 
     appservice: the application service that makes the request, which is not asked: it may be about to make the room.
-    Spec: application-service-api/#get_matrixappv1roomsroomalias
+    Raises MatrixError 408 M_CONNECTION_TIMEOUT if one of them cannot be asked, and the alias still leads nowhere.
+    Spec: application-service-api/#querying, #get_matrixappv1roomsroomalias
     """
     if server_name_of(alias) != hs.server_name:
         return
     services = [each for each in hs.application_services if alias in each.aliases and each.id != appservice]
     if services and await hs.database.read(find_alias, alias) is None:
-        await _ask_in_turn(hs, services, f"/rooms/{quote(alias, safe='')}")
+        is_known = await _ask_in_turn(hs, services, f"/rooms/{quote(alias, safe='')}")
+        if not is_known and await hs.database.read(find_alias, alias) is None:
+            raise _unanswered(alias)
 
 
 async def provide_user(
@@ -97,7 +102,8 @@ async def provide_user(
     """Has an application service register a user of its namespace who has no account yet.
 
     appservice: the application service that makes the request. It is not asked, and neither is that of the `inviter`.
-    Spec: application-service-api/#get_matrixappv1usersuserid
+    Raises MatrixError 408 M_CONNECTION_TIMEOUT if one of them cannot be asked, and there is still no such user.
+    Spec: application-service-api/#querying, #get_matrixappv1usersuserid
     """
     services = [
         service
@@ -105,7 +111,20 @@ async def provide_user(
         if service.covers(user_id) and service.id != appservice and not (inviter and service.covers(inviter))
     ]
     if services and await hs.database.read(find_user, user_id) is None:
-        await _ask_in_turn(hs, services, f"/users/{quote(user_id, safe='')}")
+        is_known = await _ask_in_turn(hs, services, f"/users/{quote(user_id, safe='')}")
+        if not is_known and await hs.database.read(find_user, user_id) is None:
+            raise _unanswered(user_id)
+
+
+def _unanswered(name: str) -> MatrixError:
+    said = f"The bridge that {name} belongs to does not answer. Try again later."
+    return MatrixError(408, "M_CONNECTION_TIMEOUT", said)
+
+
+async def provide_invited(hs: Resources, user_id: UserID, inviter: UserID | None = None) -> None:
+    """Does the same for somebody who is invited. An invitation does not fail because a bridge does not answer."""
+    with suppress(MatrixError):
+        await provide_user(hs, user_id, inviter=inviter)
 
 
 async def provide_users(hs: Resources, user_ids: Iterable[UserID], inviter: UserID) -> None:
@@ -113,27 +132,58 @@ async def provide_users(hs: Resources, user_ids: Iterable[UserID], inviter: User
     if hs.application_services:
         async with trio.open_nursery() as nursery:
             for user_id in user_ids:
-                nursery.start_soon(partial(provide_user, hs, user_id, inviter=inviter))
+                nursery.start_soon(provide_invited, hs, user_id, inviter)
 
 
-async def _ask_in_turn(hs: Resources, services: Sequence[ApplicationService], path: str) -> None:
-    """Asks until one of the services has what it is asked for. One that does not answer has nothing."""
+async def _ask_in_turn(hs: Resources, services: Sequence[ApplicationService], path: str) -> bool:
+    """Asks until one of the services has what it is asked for.
+
+    Returns False if none has it, and one that should have been asked did not answer.
+    """
+    are_answered = True
     for service in services:
-        with suppress(WireError, MatrixError):
-            response = await _ask(hs, service, path)
-            if response.status == 200:
-                return
+        if service.url is None:
+            continue
+        try:
+            response = await _ask(hs, service, path, ask=_ask_repeatedly)
+        except (WireError, MatrixError):
+            are_answered = False
+            continue
+        if response.status == 200:
+            return True
+        are_answered = are_answered and response.status < 500
+    return are_answered
 
 
-async def _ask(hs: Resources, service: ApplicationService, path: str, older_prefix: str = "") -> WireResponse:
+async def _ask_repeatedly(
+    hs: Resources, service: ApplicationService, method: str, path: str, **options: Any
+) -> WireResponse:
+    """Like `request`, but tries again if there is no connection: the service may be restarting."""
+    for pause_s in _QUERY_PAUSES_S:
+        try:
+            return await request(hs, service, method, path, **options)
+        except WireError as error:
+            if error.reason == "timeout":
+                raise
+        await trio.sleep(pause_s)
+    return await request(hs, service, method, path, **options)
+
+
+async def _ask(
+    hs: Resources,
+    service: ApplicationService,
+    path: str,
+    older_prefix: str = "",
+    ask: Callable[..., Awaitable[WireResponse]] = request,
+) -> WireResponse:
     """Asks a question. Many who ask the same at once share one request, so that nobody can flood a slow bridge.
 
     Raises WireError, and MatrixError 503 if too many questions wait for the service.
     """
     key = (f"questions for the application service {service.id}", path)
     seconds = limits.APPLICATION_SERVICE_QUERY_S
-    ask = partial(request, hs, service, "GET", path, timeout_s=seconds, older_prefix=older_prefix)
-    return await hs.flights.join(hs.nursery, key, ask)
+    begin = partial(ask, hs, service, "GET", path, timeout_s=seconds, older_prefix=older_prefix)
+    return await hs.flights.join(hs.nursery, key, begin)
 
 
 async def ask_all(

@@ -38,7 +38,7 @@ from homeserver.federation.room_versions import ROOM_VERSIONS, RoomVersion
 from homeserver.federation.signing import verify_json, with_signature
 from homeserver.process.peers import ACTION, peer
 from homeserver.remote.access import is_allowed
-from homeserver.remote.application_services import provide_user
+from homeserver.remote.application_services import provide_invited
 from homeserver.remote.checking import Dropped, check_good_pdus, check_pdu
 from homeserver.remote.handshakes import invite_key, list_stripped_pdus
 from homeserver.remote.keys import WantedKey, find_keys
@@ -76,7 +76,7 @@ async def invite_anyone(hs: Resources, draft: Draft) -> None:
     """
     assert draft.state_key is not None
     if server_name_of(draft.state_key) == hs.server_name:
-        await provide_user(hs, UserID(draft.state_key), inviter=draft.sender)
+        await provide_invited(hs, UserID(draft.state_key), draft.sender)
         await hs.database.write(_invite_ours, draft)
         return
     await hs.database.read(_check_may_invite, draft)
@@ -284,7 +284,7 @@ async def _receive_invite(
         raise invalid_param("The inviter is not a user of your server.")
     if event.state_key is None or event.state_key.partition(":")[2] != hs.server_name:
         raise invalid_param("The invited user does not belong to this server.")
-    await provide_user(hs, UserID(event.state_key))
+    await provide_invited(hs, UserID(event.state_key))
     await hs.database.read(_check_invite, hs.server_name, event, UserID(event.state_key), origin)
     try:
         return parse_event(countersign(event, hs.server_name, hs.signing_key).pdu, version)

@@ -62,6 +62,44 @@ async def test_an_alias_that_no_bridge_knows_leads_nowhere(bridge: Bridge, alice
     assert [path for _, path in bridge.requests] == ["/_matrix/app/v1/rooms/#irc_tea:a.example"]
 
 
+async def test_a_bridge_that_does_not_answer_is_asked_again_then_the_request_times_out(
+    federation: Federation, bridge: Bridge, server: Server, alice: Client
+) -> None:
+    bridge.statuses = [502]
+    assert await alice.refused("GET", f"profile/{GHOST}") == (408, "M_CONNECTION_TIMEOUT")
+
+    async def hang(path: str) -> None:
+        await trio.sleep(60)
+
+    bridge.provide = hang
+    asked = len(bridge.requests)
+    assert await alice.refused("POST", f"join/{ALIAS}", json={}) == (408, "M_CONNECTION_TIMEOUT")
+    assert await alice.refused("GET", f"directory/room/{ALIAS}") == (408, "M_CONNECTION_TIMEOUT")
+    assert len(bridge.requests) == asked + 2, "whoever is slow is not asked again"
+    with pytest.raises(MatrixError) as unknown:
+        await answer_directory_query(server.hs, ServerName("b.example"), {"room_alias": "#irc_tea:a.example"})
+    assert unknown.value.status == 404, "another server is told that there is no such alias"
+    room_id = await create(alice, preset="private_chat")
+    await invite(alice, room_id, GHOST)
+
+
+async def test_a_bridge_that_restarts_is_asked_again(
+    federation: Federation, bridge: Bridge, bot: Client, alice: Client
+) -> None:
+    bridge.has[f"/_matrix/app/v1/users/{GHOST}"] = {}
+    await bot.ok("POST", "register", json={"type": "m.login.application_service", "username": "irc_other"})
+    federation.network.leave("bridge.example")
+
+    async def come_back() -> None:
+        await trio.sleep(1)
+        federation.network.join("bridge.example", bridge)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(come_back)
+        assert await alice.refused("GET", f"profile/{GHOST}") == (404, "M_NOT_FOUND")
+    assert [path for _, path in bridge.requests] == [f"/_matrix/app/v1/users/{GHOST}"]
+
+
 async def test_a_user_is_made_when_another_server_invites_them(
     federation: Federation, bridge: Bridge, bot: Client
 ) -> None:
@@ -106,7 +144,7 @@ async def test_a_bridge_that_is_away_does_not_fail_look_ups(
 ) -> None:
     federation.network.leave("bridge.example")
     assert await alice.ok("GET", "thirdparty/protocols") == {}
-    assert await alice.refused("POST", f"join/{ALIAS}", json={}) == (404, "M_NOT_FOUND")
+    assert await alice.refused("POST", f"join/{ALIAS}", json={}) == (408, "M_CONNECTION_TIMEOUT")
 
 
 async def test_a_user_is_made_when_somebody_of_this_server_invites_them(

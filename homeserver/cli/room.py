@@ -19,7 +19,7 @@ from homeserver.cli.progress import Bar
 
 
 def add_commands(commands: Any) -> None:
-    """Adds `room list`, `show`, `block`, `delete` and `forget-key`."""
+    """Adds `room list`, `show`, `join`, `make-admin`, `block`, `delete` and `forget-key`."""
     group = commands.add_parser("room", help="manage rooms")
     actions = group.add_subparsers(metavar="ACTION", required=True)
     listed = actions.add_parser("list", help="list the rooms that this server is or was in, the largest first")
@@ -29,6 +29,11 @@ def add_commands(commands: Any) -> None:
     _action(actions, "show", run_show, "show a room and its members")
     block = _action(actions, "block", run_block, "keep everybody on this server from entering a room, until undone")
     block.add_argument("--undo", action="store_true", help="undo it")
+    for name, run, about in (
+        ("join", run_join, "have a user of this server join a room that the server is in"),
+        ("make-admin", run_make_admin, "give a user the highest power that anybody on this server has in a room"),
+    ):
+        _action(actions, name, run, about).add_argument("user", metavar="USER", help="alice, or @alice:example.org")
     _add_delete(actions)
     forget = _action(
         actions,
@@ -129,6 +134,42 @@ def run_show(args: argparse.Namespace) -> int:
 
 
 _MEMBERS_SHOWN = 50
+
+
+def run_join(args: argparse.Namespace) -> int:
+    """Has a user join a room. The strongest user of this server invites them if the room is not open to them."""
+
+    async def change(server: Any) -> None:
+        from homeserver.features.administration.room_members import find_strongest, join_here
+        from homeserver.users.accounts import find_local
+
+        hs = server.resources
+        user_id = find_local(hs, args.user)
+        room_id = await hs.database.read(find_room, args.room)
+        inviter = await hs.database.read(find_strongest, room_id)
+        if not await hs.database.write(join_here, room_id, user_id, inviter):
+            raise CommandError(
+                f"nobody on this server is in {room_id}: use POST /_synapse/admin/v1/join of the running server instead"
+            )
+        tell(args, f"{user_id} is in {room_id}.", room_id=room_id, user_id=user_id)
+
+    return run_beside(read_config(args), change)
+
+
+def run_make_admin(args: argparse.Namespace) -> int:
+    """Gives a user of this server power over a room."""
+
+    async def change(server: Any) -> None:
+        from homeserver.features.administration.room_members import give_power
+        from homeserver.users.accounts import find_local
+
+        hs = server.resources
+        user_id = find_local(hs, args.user)
+        room_id = await hs.database.read(find_room, args.room)
+        await hs.database.write(give_power, room_id, user_id)
+        tell(args, f"{user_id} may administer {room_id}.", room_id=room_id, user_id=user_id)
+
+    return run_beside(read_config(args), change)
 
 
 def run_block(args: argparse.Namespace) -> int:

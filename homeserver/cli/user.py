@@ -8,11 +8,21 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
-from homeserver.cli.output import CommandError, add_shared_arguments, read_config, run_beside, tell, tell_table
+from homeserver.cli.output import (
+    CommandError,
+    add_shared_arguments,
+    ask,
+    counted,
+    find_room,
+    read_config,
+    run_beside,
+    tell,
+    tell_table,
+)
 
 
 def add_commands(commands: Any) -> None:
-    """Adds `user add`, `list`, `show`, `passwd`, `deactivate`, `admin`, `lock`, `suspend` and `shadow-ban`."""
+    """Adds the commands that manage accounts."""
     group = commands.add_parser("user", help="manage accounts")
     actions = group.add_subparsers(metavar="ACTION", required=True)
     add = _action(actions, "add", run_add, "make an account")
@@ -34,6 +44,22 @@ def add_commands(commands: Any) -> None:
         ("shadow-ban", run_shadow_ban, "let nothing that a user does reach others, without a sign of it, until undone"),
     ):
         _action(actions, name, run, about).add_argument("--undo", action="store_true", help="undo it")
+    _add_further(actions)
+
+
+def _add_further(actions: Any) -> None:
+    link = _action(actions, "link", run_link, "let a person whom a provider of single sign-on knows log in as a user")
+    link.add_argument("provider", metavar="PROVIDER", help="the id of a section [[sso]]")
+    link.add_argument("subject", metavar="SUBJECT", help="by which the provider knows the person (the claim `sub`)")
+    link.add_argument("--undo", action="store_true", help="undo it")
+    notice = _action(actions, "notice", run_notice, "send a user a message of the server, in a room of its own")
+    notice.add_argument("text", metavar="TEXT", help="what it says")
+    redact = _action(actions, "redact", run_redact, "redact what a user has sent")
+    redact.add_argument("--room", metavar="ROOM", action="append", default=[], help="only in this room; repeatable")
+    redact.add_argument("--limit", metavar="N", type=int, default=1000, help="the newest of each room (%(default)s)")
+    redact.add_argument("--reason", metavar="TEXT", help="what the redactions say")
+    redact.add_argument("--by", metavar="USER", help="who redacts, and has the power to; otherwise the user")
+    redact.add_argument("--yes", action="store_true", help="do not ask")
 
 
 def _action(actions: Any, name: str, run: Any, about: str) -> argparse.ArgumentParser:
@@ -83,6 +109,7 @@ def run_show(args: argparse.Namespace) -> int:
 
     async def show(server: Any) -> None:
         from homeserver.users.devices import list_devices
+        from homeserver.users.single_sign_on import list_external_ids
 
         account = await _find(server, args)
         devices = await server.resources.database.read(list_devices, account.user_id)
@@ -93,7 +120,11 @@ def run_show(args: argparse.Namespace) -> int:
         for device in devices:
             seen = f", last seen {_date(device.last_seen_ms)}" if device.last_seen_ms else ""
             lines.append(f"  device {device.device_id} {device.display_name or ''!r}{seen}")
-        tell(args, "\n".join(lines), **_fields(account), devices=[device.body() for device in devices])
+        linked = await server.resources.database.read(list_external_ids, account.user_id)
+        lines += [f"  logs in with {provider} as {subject!r}" for provider, subject in linked]
+        shown = [{"provider": provider, "subject": subject} for provider, subject in linked]
+        devices_shown = [device.body() for device in devices]
+        tell(args, "\n".join(lines), **_fields(account), devices=devices_shown, external_ids=shown)
 
     return run_beside(read_config(args), show)
 
@@ -166,6 +197,84 @@ def run_shadow_ban(args: argparse.Namespace) -> int:
         tell(args, f"{account.user_id} {now}.", user_id=account.user_id, shadow_banned=not args.undo)
 
     return run_beside(read_config(args), change)
+
+
+def run_link(args: argparse.Namespace) -> int:
+    """Links an account with a provider's person, or undoes that."""
+    config = read_config(args)
+    providers = [each.id for each in config.sso]
+    if not args.undo and args.provider not in providers:
+        known = ", ".join(providers) or "none"
+        raise CommandError(f"there is no provider {args.provider!r} in [[sso]]; there is: {known}")
+
+    async def change(server: Any) -> None:
+        from homeserver.users.single_sign_on import delete_external_id, link_external_id
+
+        account = await _find(server, args)
+        names = (account.user_id, args.provider, args.subject)
+        if not args.undo:
+            await server.resources.database.write(link_external_id, *names)
+        elif not await server.resources.database.write(delete_external_id, *names):
+            raise CommandError(f"{account.user_id} is not {args.subject!r} at {args.provider}")
+        now = "no longer logs in" if args.undo else "can log in"
+        said = f"{account.user_id} {now} with {args.provider} as {args.subject!r}."
+        told = {"user_id": account.user_id, "provider": args.provider, "subject": args.subject}
+        tell(args, said, **told, linked=not args.undo)
+
+    return run_beside(config, change)
+
+
+def run_notice(args: argparse.Namespace) -> int:
+    """Sends a server notice."""
+
+    async def send(server: Any) -> None:
+        from homeserver.features.administration.notices import NoticeBody, send_notice
+
+        account = await _find(server, args)
+        notice = NoticeBody(account.user_id, {"msgtype": "m.text", "body": args.text})
+        event_id = await server.resources.database.write(send_notice, notice, None)
+        tell(args, f"{account.user_id} was sent the notice.", user_id=account.user_id, event_id=event_id)
+
+    return run_beside(read_config(args), send)
+
+
+def run_redact(args: argparse.Namespace) -> int:
+    """Asks, and redacts what a user of this server, or of another one, has sent."""
+    config = read_config(args)
+
+    async def redact(server: Any) -> None:
+        from homeserver.features.administration.history_changes import redact_now
+        from homeserver.users.accounts import find_local
+
+        hs = server.resources
+        is_ours = args.name.partition(":")[2] in ("", config.server_name)
+        user_id = find_local(hs, _localpart(args)) if is_ours else _parse(args.name)
+        if args.by is None and not is_ours:
+            raise CommandError(f"{user_id} belongs to another server: name who redacts, with --by")
+        redactor = user_id if args.by is None else find_local(hs, args.by)
+        rooms = [await hs.database.read(find_room, room) for room in args.room]
+        if not args.yes:
+            ask(f"What {user_id} has sent is redacted, for ever.")
+        parameters = {
+            "rooms": rooms, "reason": args.reason, "limit": args.limit, "use_admin": False, "after_ts": None,
+            "before_ts": None, "requester": redactor, "redactor": redactor,
+        }  # fmt: skip
+        done = await redact_now(hs, user_id, parameters)
+        failed = done["failed"]
+        said = f"Redacted {counted(done['redacted'], 'event')} of {user_id}"
+        said += f"; {len(failed)} could not be: {next(iter(failed.values()))}" if failed else "."
+        tell(args, said, user_id=user_id, redacted=done["redacted"], failed=failed)
+
+    return run_beside(config, redact)
+
+
+def _parse(name: str) -> Any:
+    from homeserver.federation.identifiers import InvalidIdentifier, parse_user_id
+
+    try:
+        return parse_user_id(name)
+    except InvalidIdentifier as error:
+        raise CommandError(f"{name}: {error}") from error
 
 
 def _moderate(args: argparse.Namespace, flag: str, undone: str) -> int:

@@ -166,7 +166,10 @@ async def list_user_reports(hs: Resources, requester: Requester, query: ReportsQ
 @routes.get(f"{EVENT_REPORTS}/{{report_id}}")
 async def get_event_report(hs: Resources, requester: Requester, report_id: int) -> JsonObject:
     check_admin(requester)
-    return await hs.database.read(_get_with_event, report_id)
+    body = await hs.database.read(find_report_body, report_id)
+    if body is None or "event_id" not in body:
+        raise not_found("There is no such report.")
+    return body
 
 
 @routes.delete(f"{EVENT_REPORTS}/{{report_id}}")
@@ -197,12 +200,16 @@ def _page(tx: Transaction, kind: Kind, query: ReportsQuery) -> JsonObject:
     return {f"{kind}_reports": [report_body(tx, each) for each in found], "total": total, **more}
 
 
-def _get_with_event(tx: Transaction, report_id: int) -> JsonObject:
+def find_report_body(tx: Transaction, report_id: int) -> JsonObject | None:
+    """Returns what `report_body` does, None if there is no such report. Includes a reported event as `event_json`."""
     report = find_report(tx, report_id)
-    if report is None or report.kind != "event" or report.event_id is None:
-        raise not_found("There is no such report.")
-    event = find_stored_by_id(tx, report.event_id)
-    return {**report_body(tx, report), "event_json": None if event is None else client_event(tx, event)}
+    if report is None:
+        return None
+    body = report_body(tx, report)
+    if report.event_id is not None:
+        event = find_stored_by_id(tx, report.event_id)
+        body["event_json"] = None if event is None else client_event(tx, event)
+    return body
 
 
 def report_body(tx: Transaction, report: Report) -> JsonObject:

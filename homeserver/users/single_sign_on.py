@@ -152,6 +152,25 @@ def insert_external_id(tx: Transaction, user_id: UserID, provider: str, subject:
         raise MatrixError(409, "M_UNKNOWN", f"This external ID of {provider!r} belongs to {owner}.")
 
 
+def link_external_id(tx: Transaction, user_id: UserID, provider: str, subject: str) -> None:
+    """Like `insert_external_id`, for commands. Raises MatrixError 400 too if the user has as many as are allowed."""
+    insert_external_id(tx, user_id, provider, subject)
+    if len(list_external_ids(tx, user_id)) > limits.users.SSO_IDS_MAX:
+        raise MatrixError(
+            400, "M_INVALID_PARAM", f"An account may have at most {limits.users.SSO_IDS_MAX} external IDs."
+        )
+
+
+def delete_external_id(tx: Transaction, user_id: UserID, provider: str, subject: str) -> bool:
+    """Keeps a provider's person from logging in as the user. Returns False if they could not."""
+    return bool(
+        tx.run(
+            "DELETE FROM external_ids WHERE provider = ? AND subject = ? AND user_nid = ?",
+            provider, subject, tx.find(user_id),
+        )
+    )  # fmt: skip
+
+
 def replace_external_ids(tx: Transaction, user_id: UserID, pairs: Iterable[tuple[str, str]]) -> None:
     """Makes these pairs of provider and subject the user's only ones, for administrators. Raises 409 M_UNKNOWN."""
     tx.run("DELETE FROM external_ids WHERE user_nid = ?", tx.find(user_id))

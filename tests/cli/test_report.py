@@ -26,7 +26,12 @@ def test_reports_are_listed_and_deleted(tmp_path: Path) -> None:
         table = run("report", "list", "--limit", "1", "--config", config).stdout.splitlines()
         assert table[0].split() == ["id", "when", "who", "kind", "about", "why"]
         assert table[1].endswith("@alice:test.example  room  !spam:evil.example  sells things") and len(table) == 2
+        assert ran(config, "report", "show", str(user["id"]))["target_user_id"] == "@spam:evil.example"
+        shown = run("report", "show", str(room["id"]), "--config", config).stdout.splitlines()
+        assert shown[0].endswith("by @alice:test.example, about !spam:evil.example")
+        assert shown[-1] == r"  reason: 'sells\nthings'"
         assert ran(config, "report", "delete", str(room["id"])) == {"id": room["id"], "deleted": True}
         assert ran(config, "report", "list")["reports"] == [user]
         again = run("report", "delete", str(room["id"]), "--config", config)
         assert "there is no report" in said(again)
+        assert "there is no report" in said(run("report", "show", str(room["id"]), "--config", config))

@@ -5,6 +5,7 @@ Each write stores how far it has come in the task's `result`, as `room_deletion`
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -144,15 +145,16 @@ async def redact_events_of_user(
     is_ours = server_name_of(user_id) == hs.server_name
     parameters = {**msgspec.structs.asdict(body), "requester": requester.user_id}
     parameters["redactor"] = requester.user_id if body.use_admin or not is_ours else user_id
-    task = await hs.database.write(_request_redaction, user_id, parameters)
+    task = await hs.database.write(request_redaction, user_id, parameters)
     return {"redact_id": task.task_id}
 
 
-def _request_redaction(tx: Transaction, user_id: UserID, parameters: dict[str, Any]) -> Task:
+def request_redaction(tx: Transaction, user_id: UserID, parameters: dict[str, Any], *, is_urgent: bool = True) -> Task:
+    """Creates the task. parameters: as in the request, with `requester` and `redactor`. Raises 404 for a stranger."""
     rooms = parameters["rooms"] or sorted(list_joined_rooms(tx, user_id))
     if not rooms and not list_memberships(tx, user_id):
         raise not_found("This server does not know that user.")
-    return create_task(tx, REDACT, user_id, {**parameters, "rooms": rooms})
+    return create_task(tx, REDACT, user_id, {**parameters, "rooms": rooms}, is_urgent=is_urgent)
 
 
 async def run_redaction(hs: Resources, task_id: str) -> None:
@@ -164,6 +166,20 @@ async def run_redaction(hs: Resources, task_id: str) -> None:
     while result["room"] < len(task.parameters["rooms"]):
         result = await hs.database.write(_redact_some, task, result)
     await hs.database.write(store_progress, task, result, "complete")
+
+
+async def redact_now(hs: Resources, user_id: UserID, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Redacts what a user has sent, and returns how many events were `redacted` and which `failed`, with the errors.
+
+    parameters: as for `request_redaction`. If this is interrupted, a running server goes on at its next start.
+    """
+    limit = parameters["limit"]
+    if limit is not None and not 1 <= limit <= _LIMIT_MAX:
+        raise invalid_param(f"The limit must be from 1 to {_LIMIT_MAX}.")
+    task = await hs.database.write(partial(request_redaction, is_urgent=False), user_id, parameters)
+    await run_redaction(hs, task.task_id)
+    ended = await hs.database.read(find_task, task.task_id)
+    return {"redacted": 0, "failed": {}} if ended is None else ended.result
 
 
 def _redact_some(tx: Transaction, task: Task, result: dict[str, Any]) -> dict[str, Any]:

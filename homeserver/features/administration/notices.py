@@ -39,17 +39,18 @@ class NoticeBody(msgspec.Struct, frozen=True):
 @routes.post(f"{V1}/send_server_notice")
 async def send_server_notice(hs: Resources, requester: Requester, body: NoticeBody) -> JsonObject:
     check_local(hs, requester, body.user_id)
-    return {"event_id": await hs.database.write(_send, body, None)}
+    return {"event_id": await hs.database.write(send_notice, body, None)}
 
 
 @routes.put(f"{V1}/send_server_notice/{{txn_id}}")
 async def send_server_notice_once(hs: Resources, requester: Requester, txn_id: str, body: NoticeBody) -> JsonObject:
     """A request that is repeated with the same transaction ID sends nothing more."""
     check_local(hs, requester, body.user_id)
-    return {"event_id": await hs.database.write(_send, body, txn_id)}
+    return {"event_id": await hs.database.write(send_notice, body, txn_id)}
 
 
-def _send(tx: Transaction, body: NoticeBody, txn_id: str | None) -> EventID:
+def send_notice(tx: Transaction, body: NoticeBody, txn_id: str | None) -> EventID:
+    """Sends a notice; once, if it has a transaction ID. Raises MatrixError: 404 no such account, 400 not a notice."""
     if not is_active(tx, body.user_id):
         raise no_account(body.user_id)
     if body.type in ("m.room.member", "m.room.power_levels", "m.room.create"):

@@ -51,7 +51,7 @@ async def join_user_to_room(
     check_local(hs, requester, body.user_id)
     via = parse_via([*query.via, *query.server_name])
     room_id, via = await resolve_room(hs, room_id_or_alias, via)
-    if await hs.database.write(_join_here, room_id, body.user_id, requester.user_id):
+    if await hs.database.write(join_here, room_id, body.user_id, requester.user_id):
         return {"room_id": room_id}
     content = {"membership": "join", **await hs.database.read(get_member_profile, body.user_id)}
     servers = await hs.database.read(list_servers_to_ask, room_id, body.user_id, via)
@@ -62,8 +62,11 @@ async def join_user_to_room(
     return {"room_id": room_id}
 
 
-def _join_here(tx: Transaction, room_id: RoomID, user_id: UserID, admin: UserID) -> bool:
-    """Joins if this server is in the room. Returns False if another server has to be asked."""
+def join_here(tx: Transaction, room_id: RoomID, user_id: UserID, inviter: UserID | None) -> bool:
+    """Joins if this server is in the room. Returns False if another server has to be asked.
+
+    inviter: invites the user if the room is not open to them. Raises MatrixError 403 if the inviter may not.
+    """
     if not is_active(tx, user_id):
         raise no_account(user_id)
     check_not_blocked(tx, room_id)
@@ -74,14 +77,14 @@ def _join_here(tx: Transaction, room_id: RoomID, user_id: UserID, admin: UserID)
     head = get_head(tx, room_id)
     content: JsonObject = {"membership": "join", **get_member_profile(tx, user_id)}
     try:
-        inviter = authorised_via(tx, head, user_id, tx.server.name)
-        if inviter is not None:
-            content["join_authorised_via_users_server"] = inviter
+        authorising = authorised_via(tx, head, user_id, tx.server.name)
+        if authorising is not None:
+            content["join_authorised_via_users_server"] = authorising
         append_local(tx, Draft(room_id, user_id, "m.room.member", content, state_key=user_id))
     except MatrixError:
-        if find_membership(tx, room_id, admin) != "join":
+        if inviter is None or find_membership(tx, room_id, inviter) != "join":
             raise forbidden("The room is not open, and you are not in it to invite the user.") from None
-        append_invite(tx, room_id, admin, user_id)
+        append_invite(tx, room_id, inviter, user_id)
         plain = {"membership": "join", **get_member_profile(tx, user_id)}
         append_local(tx, Draft(room_id, user_id, "m.room.member", plain, state_key=user_id))
     return True
@@ -101,24 +104,31 @@ async def make_room_admin(hs: Resources, requester: Requester, room_id_or_alias:
     if server_name_of(user_id) != hs.server_name:
         raise invalid_param("The user must belong to this server.")
     room_id, _ = await resolve_room(hs, room_id_or_alias, [])
-    await hs.database.write(_give_power, room_id, user_id)
+    await hs.database.write(give_power, room_id, user_id)
     return Empty()
 
 
-def _give_power(tx: Transaction, room_id: RoomID, user_id: UserID) -> None:
+def find_strongest(tx: Transaction, room_id: RoomID) -> UserID | None:
+    """Returns the user of this server who has the most power in a room, None if none of them is in it."""
+    levels = power_levels(tx, get_head(tx, room_id))
+    members = list_joined_from(tx, room_id, tx.server.name)
+    return max(members, key=lambda each: (levels.user_level(each), each), default=None)
+
+
+def give_power(tx: Transaction, room_id: RoomID, user_id: UserID) -> None:
+    """Gives a user the power of the strongest user of this server, up to 100, and invites them if necessary.
+
+    Raises MatrixError 400 M_UNKNOWN if nobody on this server may give any.
+    """
     if not is_active(tx, user_id):
         raise no_account(user_id)
     head = get_head(tx, room_id)
     levels = power_levels(tx, head)
-    rulers = [
-        each
-        for each in list_joined_from(tx, room_id, tx.server.name)
-        if levels.user_level(each) >= levels.event_level("m.room.power_levels", is_state=True)
-    ]
-    if not rulers:
+    needed = levels.event_level("m.room.power_levels", is_state=True)
+    ruler = find_strongest(tx, room_id)
+    if ruler is None or levels.user_level(ruler) < needed:
         raise MatrixError(400, "M_UNKNOWN", "No user of this server has the power to give any in that room.")
-    ruler = max(rulers, key=lambda each: (levels.user_level(each), each))
-    level = min(levels.user_level(ruler), max(_HIGHEST_LEVEL, levels.event_level("m.room.power_levels", is_state=True)))
+    level = min(levels.user_level(ruler), max(_HIGHEST_LEVEL, needed))
     if levels.user_level(user_id) < level:
         content = dict(state_content(tx, head.state_root, "m.room.power_levels") or {})
         users = content.get("users")

@@ -19,6 +19,7 @@ from homeserver.database import DatabaseDamaged, Transaction
 from homeserver.errors import not_found
 from homeserver.feature import Feature, JsonObject, Worklist
 from homeserver.federation.identifiers import RoomID
+from homeserver.limits import HOUSEKEEPING_DELAY_S
 from homeserver.resources import Resources
 from homeserver.rooms.archive.blocks import (
     STALE_KEY,
@@ -90,6 +91,7 @@ async def archive_forever(hs: Resources) -> None:
     which time servers put a clock right, and not before the time of day has gone on steadily since the last look.
     """
     steady = Steadiness(hs.now_ms)
+    await trio.sleep(HOUSEKEEPING_DELAY_S)
     while True:
         await archive_old(hs)
         await delete_leftovers(hs)

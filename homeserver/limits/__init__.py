@@ -112,6 +112,9 @@ CLOCK_SKEW_MS = 60 * 1000
 # The pause after background work has failed. The database or the store may be reachable again by then.
 BACKGROUND_PAUSE_S = 30.0
 
+# When a server begins to collect what has expired. It should first answer those who have waited for its start.
+HOUSEKEEPING_DELAY_S = 60.0
+
 # How often an item that fails on its own is tried, and the first pause. Other items wait behind it meanwhile.
 LANE_TRIES = 3
 LANE_PAUSE_S = 1.0

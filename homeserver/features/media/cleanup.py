@@ -21,6 +21,7 @@ from homeserver.features.media.receiving import blob_created_ms, shard_folder, t
 from homeserver.features.media.resumable_files import delete_parts, list_parts
 from homeserver.federation.identifiers import UserID
 from homeserver.limits import (
+    HOUSEKEEPING_DELAY_S,
     MEDIA_CLEANUP_INTERVAL_S,
     MEDIA_CLEANUP_ROWS,
     MEDIA_ORPHAN_AGE_MS,
@@ -41,6 +42,7 @@ _FORGOTTEN_PER_WRITE = 500
 
 async def clean_up_forever(hs: Resources) -> None:
     """Runs as long as the server does."""
+    await trio.sleep(HOUSEKEEPING_DELAY_S)
     while True:
         await clean_up(hs)
         await trio.sleep(MEDIA_CLEANUP_INTERVAL_S)

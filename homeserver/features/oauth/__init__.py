@@ -23,6 +23,7 @@ routes.include(endpoints.routes)
 
 async def clean_up(hs: Resources) -> None:
     """Deletes codes that have expired and clients that nobody uses, from time to time."""
+    await trio.sleep(limits.HOUSEKEEPING_DELAY_S)
     while True:
         await hs.database.write(delete_expired)
         await trio.sleep(limits.users.OAUTH_CLEANUP_INTERVAL_S)

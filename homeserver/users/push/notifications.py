@@ -26,6 +26,7 @@ from homeserver.database import Schema, Step, Transaction
 from homeserver.database.tail import find_position, store_position
 from homeserver.encoding import to_json
 from homeserver.federation.identifiers import RoomID, UserID
+from homeserver.limits import DATABASE_POSITIONS_PER_WRITE
 from homeserver.rooms.membership import list_join_positions, list_joined_rooms
 from homeserver.rooms.storage import ORDERING_SHIFT, TimelineEvent, list_in_timeline, list_positions, list_stored
 from homeserver.users.blocking import ignored_users
@@ -39,7 +40,10 @@ TAIL = "notifications"
 KEPT_MAX = 2 * COUNTED_MAX
 """Notifications kept of a room, of its threads, and of a user in a room: those that can count, and as many to list."""
 PRUNED_EVERY = 256
-"""An event whose position is a multiple of this makes the tail delete older notifications: some 2 ms of work."""
+"""An event whose position follows a multiple of this makes the tail delete older notifications: some 2 ms of work.
+
+On several nodes a message takes a block of positions, and uses only the first of them.
+"""
 UNREACHED_MAX = 500
 """Positions by which the tail may be behind while a sync judges events itself: at most 20 ms of work."""
 UNREACHED_SHARED_MAX = 50
@@ -131,9 +135,12 @@ def store_notifications(tx: Transaction, found: Evaluated, since: int, upto: int
     )
     for event in found.redacted:
         delete_notification(tx, event)
+    due: dict[str, set[UserID]] = {}
     for each in found.notified:
-        if each.event.position % PRUNED_EVERY == 0:
-            _delete_old(tx, tx.intern(each.event.room_id), each.others)
+        if each.event.position % PRUNED_EVERY < DATABASE_POSITIONS_PER_WRITE:
+            due.setdefault(each.event.room_id, set()).update(each.others)
+    for room_id, user_ids in due.items():
+        _delete_old(tx, tx.intern(room_id), user_ids)
     _note_late(tx, found, since)
     store_position(tx, TAIL, upto)
 

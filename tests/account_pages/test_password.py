@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import trio
+
+from homeserver import limits
 from homeserver.config import RateLimitsSection
+from homeserver.users.accounts import store_password_hash
 from tests.support.browser import ACCOUNT, Browser
 from tests.support.homeservers import PASSWORD, Homeservers, Server
 
+ALICE = "@alice:test.example"
 NEW = "a better password"
 
 
@@ -45,6 +50,46 @@ async def test_the_new_password_is_checked(homeserver: Server, browser: Browser)
         page = await browser.send(page, **fields)
         assert (page.problems, page.status >= 400) == ([said], True)
         assert not {PASSWORD, NEW, "wrong"} & set(page.tree.xpath("//input/@value"))
+    await homeserver.log_in("alice", PASSWORD)
+
+
+async def test_an_account_without_a_password_gets_one_soon_after_a_log_in(homeserver: Server, browser: Browser) -> None:
+    """People who come by single sign-on or with a passkey have none."""
+    alice = await homeserver.register("alice")
+    await browser.log_in("alice", PASSWORD)
+    await homeserver.write(store_password_hash, ALICE, None)
+    page = await browser.open(f"{ACCOUNT}password")
+    assert page.heading == "Set a password" and not page.tree.xpath("//input[@name='current']")
+    page = await browser.send(page, new="short", repeated="short")
+    assert page.problems == ["The password must have at least 8 characters."]
+    page = await browser.send(page, new=NEW, repeated=NEW)
+    assert "Your password has been changed." in page.text
+    await alice.ok("GET", "account/whoami")
+    await homeserver.log_in("alice", NEW)
+
+
+async def test_setting_a_first_password_asks_again_if_the_log_in_is_old(homeserver: Server, browser: Browser) -> None:
+    await homeserver.register("alice")
+    await browser.log_in("alice", PASSWORD)
+    await homeserver.write(store_password_hash, ALICE, None)
+    page = await browser.open(f"{ACCOUNT}password")
+    await trio.sleep(limits.PAGE_CONFIRMATION_MS / 1000 + 1)
+    assert (await browser.send(page, new=NEW, repeated=NEW)).heading == "Is it you?"
+    assert (await browser.open(f"{ACCOUNT}password")).heading == "Is it you?"
+    assert await homeserver.read(lambda tx: tx.values("SELECT password_hash FROM users")) == [None]
+
+
+async def test_a_first_password_does_not_replace_one_that_was_set_meanwhile(
+    homeserver: Server, browser: Browser
+) -> None:
+    await homeserver.register("alice")
+    await browser.log_in("alice", PASSWORD)
+    (old_hash,) = await homeserver.read(lambda tx: tx.values("SELECT password_hash FROM users"))
+    await homeserver.write(store_password_hash, ALICE, None)
+    page = await browser.open(f"{ACCOUNT}password")
+    await homeserver.write(store_password_hash, ALICE, old_hash)
+    page = await browser.send(page, new=NEW, repeated=NEW)
+    assert page.problems == ["Enter your current password."]
     await homeserver.log_in("alice", PASSWORD)
 
 

@@ -81,7 +81,7 @@ def check_client_answer(method: str, path: str, answer: Answer) -> None:
         given = answer.headers.get(name, "")
         assert set(value.split(", ")) <= set(given.split(", ")), f"{name}: {answer}"
     if answer.is_page:
-        assert path.startswith(("/_homeserver/", "/_matrix/client/v3/auth/")), str(answer)
+        assert path.startswith(("/_homeserver/", "/_matrix/client/v3/auth/", "/_matrix/static/")), str(answer)
         assert "frame-ancestors 'none'" in answer.headers["content-security-policy"], str(answer)
     elif answer.status >= 400:
         check_error(answer)

@@ -40,6 +40,7 @@ OTHER_PUBLIC = {
     "POST /_homeserver/client/v1/validate_email": "the button on that page",
     "GET /_matrix/client/v3/auth/{auth_type}/fallback/web": "a page that the spec has in prose",
     "POST /_matrix/client/v3/auth/{auth_type}/fallback/web": "the form on that page",
+    "GET /_matrix/static/client/login/": "a log-in page that the spec has in prose",
     "GET /_homeserver/sso/begin": "a link on the log-in page",
     "GET /_homeserver/sso/stage": "the fallback page of m.login.sso leads there",
     "GET /_homeserver/sso/choose": "a page for people who are not logged in",

@@ -53,6 +53,22 @@ def log_in_to_an_app(story: Story) -> None:
     assert story.app.finish() == plan["user_id"]
 
 
+def log_in_without_knowing_how(story: Story) -> None:
+    """An app that knows no way to log in opens the page that does it, which gives it the access token."""
+    me, plan = story.me, story.plan
+    me.page.goto(f"{plan['url']}/_matrix/static/client/login/?device_id=WEBVIEW")
+    me.expect_heading(f"Log in to {plan['server_name']}")
+    me.look("log in for an app")
+    me.type_in("text", "Username", plan["user"])
+    me.type_in("password", "Password", plan["password"])
+    me.page.keyboard.press("Enter")
+    expect(me.page.get_by_role("alert")).to_contain_text("only works inside an app")
+    me.page.evaluate("window.matrixLogin = { onLogin: (answer) => { window.answer = answer; } }")
+    me.page.keyboard.press("Enter")
+    told = me.page.wait_for_function("window.answer").json_value()
+    assert (told["user_id"], told["device_id"]) == (plan["user_id"], "WEBVIEW")
+
+
 def keep_an_app_out(story: Story) -> None:
     """The person is still logged in, but does not want to let the app in."""
     me = story.me
@@ -197,8 +213,8 @@ def come_again(story: Story) -> None:
 
 
 SCENES = (
-    log_in_to_an_app, keep_an_app_out, log_in_a_television, look_after_devices, change_the_profile,
-    add_a_passkey, change_the_password, reset_the_identity, leave, come_again,
+    log_in_to_an_app, log_in_without_knowing_how, keep_an_app_out, log_in_a_television, look_after_devices,
+    change_the_profile, add_a_passkey, change_the_password, reset_the_identity, leave, come_again,
 )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from homeserver.database.schema import DatabaseError, Schema
+from homeserver.database.schema import DatabaseError, Schema, is_expansion
 from homeserver.database.translation import split_statements
 
 _CREATE_LEDGER = (
@@ -24,18 +24,19 @@ READ_LEDGER = "SELECT migration_set, name FROM _sqlite_migrations ORDER BY id"
 def list_pending(rows: Iterable[tuple[str, str]], schemas: Sequence[Schema]) -> list[Schema]:
     """Returns the schemas with a step that is missing from the ledger's `rows` (schema, step).
 
-    Raises DatabaseError if the ledger has a step that the program does not know: the database is newer.
+    Raises DatabaseError if the database is newer: the ledger has a step that the program does not know, and that does
+    not only expand the tables.
     """
     applied: dict[str, set[str]] = {}
     for name, step in rows:
         applied.setdefault(name, set()).add(step)
     _check_known(applied, {schema.name: {step.name for step in schema.steps} for schema in schemas})
-    return [schema for schema in schemas if len(applied.get(schema.name, ())) < len(schema.steps)]
+    return [schema for schema in schemas if any(step.name not in applied.get(schema.name, ()) for step in schema.steps)]
 
 
 def _check_known(applied: Mapping[str, set[str]], known: Mapping[str, set[str]]) -> None:
     for name, steps in applied.items():
-        unknown = steps - known.get(name, set())
+        unknown = {step for step in steps - known.get(name, set()) if not is_expansion(step)}
         if unknown:
             raise DatabaseError(
                 f"The database is newer than this program, which does not know its step {name}/{min(unknown)}."

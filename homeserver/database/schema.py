@@ -24,10 +24,21 @@ class DatabaseDamaged(DatabaseError, StorageDamaged):
 
 
 class Step(msgspec.Struct, frozen=True):
-    """One change of the tables: one or more statements of the common subset, each ending with a semicolon."""
+    """One change of the tables: one or more statements of the common subset, each ending with a semicolon.
+
+    A step whose name begins with "expand " only adds what programs of the version before do without: a table, an
+    index, a column that is nullable or has a default. These programs work with the tables as before, and start on
+    them; the ledger keeps the name, because they cannot know the step. They refuse every other step that they do not
+    know. So to replace a column, one version expands and writes both, and a later one contracts.
+    """
 
     name: str
     sql: str
+
+
+def is_expansion(step_name: str) -> bool:
+    """Returns whether a program that does not know the step can use the tables after it, see `Step`."""
+    return step_name.startswith("expand ")
 
 
 class Schema(msgspec.Struct, frozen=True):

@@ -89,6 +89,33 @@ async def test_a_newer_database_is_refused(database_url: str) -> None:
         pass
 
 
+async def test_a_database_that_a_newer_program_has_only_expanded_is_used(database_url: str) -> None:
+    older = replace(SCHEMA, steps=(ONE,))
+    added = Step("expand with y", "ALTER TABLE a ADD COLUMN y INTEGER;")
+    newer = replace(SCHEMA, steps=(ONE, added))
+    beside = Schema("other", (Step("expand with c", "CREATE TABLE c (v BLOB);"),))
+    async with opened(database_url, newer, beside) as database:
+        await database.write(lambda tx: tx.run("INSERT INTO a (x, y) VALUES ('new', 1)"))
+    async with opened(database_url, older) as database:
+        await database.write(lambda tx: tx.run("INSERT INTO a (x) VALUES ('old')"))
+    contracted = replace(newer, steps=(ONE, added, Step("contract x", "ALTER TABLE a DROP COLUMN x;")))
+    async with opened(database_url, newer, beside) as database:
+        assert await database.read(lambda tx: tx.all("SELECT x, y FROM a ORDER BY id")) == [("new", 1), ("old", None)]
+    async with opened(database_url, contracted, beside):
+        pass
+    for schemas in ((older,), (newer, beside)):
+        with pytest.raises(DatabaseError, match=r"newer than this program.*sample/contract x"):
+            async with opened(database_url, *schemas):
+                pass
+
+
+async def test_steps_of_an_older_program_are_applied_beside_unknown_expansions(database_url: str) -> None:
+    async with opened(database_url, replace(SCHEMA, steps=(ONE, Step("expand later", "CREATE TABLE d (v BLOB);")))):
+        pass
+    async with opened(database_url, replace(SCHEMA, steps=(ONE, TWO))) as database:
+        assert await database.read(lambda tx: tx.all("SELECT y FROM a")) == []
+
+
 async def test_a_failed_step_is_rolled_back_completely(database_url: str) -> None:
     broken = Step("two", "CREATE TABLE d (v BLOB); INSERT INTO missing (x) VALUES (1);")
     with pytest.raises(DatabaseError, match="missing"):

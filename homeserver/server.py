@@ -145,17 +145,23 @@ class Homeserver:
         """The domain of the server's users and signatures."""
         return self.config.server_name
 
-    async def serve(self, *, task_status: trio.TaskStatus[list[Bound]] = trio.TASK_STATUS_IGNORED) -> None:
+    async def serve(
+        self, *, share_ports: bool = False, task_status: trio.TaskStatus[list[Bound]] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Serves the configured listeners until `stop` is called. Raises ConfigError if one cannot listen.
 
         `bound = await nursery.start(hs.serve)` returns the addresses that it listens on. A server can serve only once.
+        share_ports: several processes that are nodes of one server may listen on the same ports.
         """
         app = self.app
         if self._has_served:
             raise RuntimeError("This homeserver is already serving or has been stopped. Open a new one to serve again.")
         self._has_served = True
         try:
-            await serve(app, self.config.listeners, stop=self._stop, renewal=self._renewal, task_status=task_status)
+            await serve(
+                app, self.config.listeners, stop=self._stop, share_ports=share_ports, renewal=self._renewal,
+                task_status=task_status,
+            )  # fmt: skip
         except BaseExceptionGroup as group:
             raise single_error(group) from None
 

@@ -1,6 +1,7 @@
 """`homeserver serve`: runs the server in the foreground until SIGTERM or SIGINT.
 
-With `--lame-duck` it goes on serving for a while after that. SIGHUP reloads the certificates and `[log]`.
+With `--lame-duck` it goes on serving for a while after that, with `--processes` several processes do (`processes.py`).
+SIGHUP reloads the certificates and `[log]`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from urllib.parse import urlsplit
 
 from homeserver import __version__
 from homeserver.cli.output import CommandError, add_shared_arguments, read_config, run_trio, tell
+from homeserver.cli.processes import Ties, Watch, check_processes, config_of_process
+from homeserver.log import set_up_logging
 from homeserver.process.garbage import exempt_what_exists
 
 _log = logging.getLogger(__name__)
@@ -28,6 +31,10 @@ def add_commands(commands: Any) -> None:
         "--lame-duck", type=float, default=0.0, metavar="SECONDS",
         help="how long to go on serving after SIGTERM while the health check says no, for load balancers",
     )  # fmt: skip
+    serve.add_argument(
+        "--processes", type=int, default=1, metavar="N",
+        help="how many processes serve together, each on a core of its own; needs PostgreSQL",
+    )  # fmt: skip
     add_shared_arguments(serve, run_serve)
 
 
@@ -41,11 +48,21 @@ def run_serve(args: argparse.Namespace) -> int:
     if not config.listeners:
         raise CommandError(f"{args.config}: there is no [[listeners]] section, so nobody can reach the server")
     raise_file_limit()
+    if args.processes == 1:
+        return _serve_in_one(args, config)
+    check_processes(config, args.processes)
+    set_up_logging(config.log)
+    return Watch(
+        args, args.processes, lambda number, ties: _serve_in_one(args, config_of_process(config, number), ties)
+    ).run()
+
+
+def _serve_in_one(args: argparse.Namespace, config: Any, ties: Ties | None = None) -> int:
+    """Serves in this process. ties: there are others, and one that watches them."""
 
     async def main() -> int:
         import trio
 
-        from homeserver.log import set_up_logging
         from homeserver.server import Homeserver
 
         set_up_logging(config.log)
@@ -53,11 +70,14 @@ def run_serve(args: argparse.Namespace) -> int:
             async with Homeserver(config) as server, trio.open_nursery() as nursery:
                 nursery.start_soon(_follow_signals, args, signals, server, nursery)
                 nursery.start_soon(_settle)
-                bound = await nursery.start(_serve, server, nursery)
+                bound = await nursery.start(_serve, server, nursery, ties is not None)
                 _log_start(config, bound)
                 for each in bound:
                     where = each.url or each.address
                     tell(args, f"{config.server_name} listens on {where}", listening=each.address, url=each.url)
+                if ties is not None:
+                    nursery.start_soon(_end_with, ties.watched, server)
+                    ties.tell_ready()
         return 0
 
     return run_trio(main)
@@ -96,8 +116,8 @@ async def _settle() -> None:
     exempt_what_exists()
 
 
-async def _serve(server: Any, nursery: Any, *, task_status: Any) -> None:
-    await server.serve(task_status=task_status)
+async def _serve(server: Any, nursery: Any, share_ports: bool, *, task_status: Any) -> None:
+    await server.serve(share_ports=share_ports, task_status=task_status)
     nursery.cancel_scope.cancel()
 
 
@@ -123,10 +143,17 @@ async def _stop(server: Any, lame_duck_s: float) -> None:
     server.stop()
 
 
+async def _end_with(watched: int, server: Any) -> None:
+    """Stops the server when the process that watches it has ended, however it has."""
+    import trio
+
+    await trio.lowlevel.wait_readable(watched)
+    _log.warning("the process that watches this one has ended")
+    server.stop()
+
+
 def _read_again(args: argparse.Namespace, server: Any) -> None:
     """Reloads what can change without a restart: the certificates and `[log]`."""
-    from homeserver.log import set_up_logging
-
     server.renew_certificates()
     try:
         config = read_config(args)

@@ -71,15 +71,17 @@ async def serve(
     listeners: Sequence[Listener],
     *,
     stop: trio.Event,
+    share_ports: bool = False,
     renewal: trio.lowlevel.ParkingLot | None = None,
     task_status: trio.TaskStatus[list[Bound]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serves every listener until `stop` is set and the running requests are answered, within DRAIN_SECONDS.
 
     `task_status` gets the bound addresses once all of them listen. Raises ConfigError if one cannot. Certificates that
-    have changed are reloaded from time to time, and whenever `renewal` is unparked.
+    have changed are reloaded from time to time, and whenever `renewal` is unparked. share_ports: other processes of
+    this user may listen on the same ports; the system spreads connections over them.
     """
-    doors = open_doors(listeners)
+    doors = open_doors(listeners, share_ports=share_ports)
     connections = Connections(room_for_connections())
     metrics = app.dispatch.hs.metrics
     metrics.gauge("homeserver_connections", lambda: len(connections), "Connections that are open.")
@@ -110,13 +112,13 @@ async def serve(
             door.close()
 
 
-def open_doors(listeners: Sequence[Listener]) -> list[_Door]:
+def open_doors(listeners: Sequence[Listener], *, share_ports: bool = False) -> list[_Door]:
     """Binds every listener and loads its certificate. Raises ConfigError, with nothing left open."""
     doors: list[_Door] = []
     try:
         for listener in listeners:
             tls = tls_context(listener)
-            for sock in _bind(listener):
+            for sock in _bind(listener, share_ports=share_ports):
                 address = _address(listener, sock)
                 file = _find_file(address[5:]) if sock.family == socket.AF_UNIX else None
                 doors.append(_Door(listener, sock, tls, address, _modified(listener), file))
@@ -171,7 +173,7 @@ def tls_context(listener: Listener) -> ssl.SSLContext | None:
     return context
 
 
-def _bind(listener: Listener) -> list[socket.socket]:
+def _bind(listener: Listener, *, share_ports: bool = False) -> list[socket.socket]:
     """Returns a socket for each address of the bind: "localhost" may be 127.0.0.1 and ::1."""
     bind = parse_bind(listener.bind)
     sockets: list[socket.socket] = []
@@ -187,7 +189,7 @@ def _bind(listener: Listener) -> list[socket.socket]:
         found = socket.getaddrinfo(bind.host, bind.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, target in dict.fromkeys((each[0], each[4]) for each in found):
             try:
-                sockets.append(_bound_socket(family, target))
+                sockets.append(_bound_socket(family, target, share_ports=share_ports))
             except OSError as error:
                 # A name may also resolve to an address of a family that this machine does not support.
                 if not sockets or error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
@@ -200,13 +202,15 @@ def _bind(listener: Listener) -> list[socket.socket]:
     return sockets
 
 
-def _bound_socket(family: int, target: Any) -> socket.socket:
+def _bound_socket(family: int, target: Any, *, share_ports: bool = False) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if family != socket.AF_UNIX:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if share_ports:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.bind(target)
     except OSError:

@@ -28,6 +28,9 @@ HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 HOURS_KEPT = 62 * 24
 DAYS_KEPT = 3_660
+# How many days of rows are deleted when a day is closed. A clock that jumps ahead by a year makes everything look old:
+# so it costs only this much, and after a long pause two days a day catch up.
+DAYS_DELETED = 2
 WEEK_DAYS, MONTH_DAYS = 7, 30
 # Servers counted by name on one day; a peer could otherwise fill the table from a million subdomains.
 PEERS_A_DAY_MAX = 1_000
@@ -35,6 +38,12 @@ CLASSES_A_DOUBLING = 4
 _CLASS_MAX = 32 * CLASSES_A_DOUBLING  # 50 days
 DELIVERY = "delivery:"
 ACTIVE, ACTIVE_WEEK, ACTIVE_MONTH = "active_people", "active_people_week", "active_people_month"
+
+# What is due, but of no more than the oldest days or hours.
+_DELETE_ACTIVE = "DELETE FROM active_people WHERE day <= ? AND day < (SELECT MIN(day) FROM active_people) + ?"
+_DELETE_DAILY = "DELETE FROM daily_figures WHERE day <= ? AND day < (SELECT MIN(day) FROM daily_figures) + ?"
+_DELETE_PEERS = "DELETE FROM peer_figures WHERE day <= ? AND day < (SELECT MIN(day) FROM peer_figures) + ?"
+_DELETE_HOURLY = "DELETE FROM hourly_figures WHERE hour <= ? AND hour < (SELECT MIN(hour) FROM hourly_figures) + ?"
 
 SCHEMA = Schema(
     "figures",
@@ -205,10 +214,13 @@ def store_closed(tx: Transaction, closed_day: int, upto: int) -> None:
             " WHERE excluded.amount > hourly_figures.amount",
             [(day * 24 + hour, ACTIVE, number) for hour, number in count_active_by_hour(tx, day).items() if number],
         )
-    tx.run("DELETE FROM active_people WHERE day <= ?", upto - MONTH_DAYS + 1)
-    tx.run("DELETE FROM daily_figures WHERE day <= ?", upto - DAYS_KEPT)
-    tx.run("DELETE FROM peer_figures WHERE day <= ?", upto - DAYS_KEPT)
-    tx.run("DELETE FROM hourly_figures WHERE hour <= ?", upto * 24 - HOURS_KEPT)
+    for sql, last, number in (
+        (_DELETE_ACTIVE, upto - MONTH_DAYS + 1, DAYS_DELETED),
+        (_DELETE_DAILY, upto - DAYS_KEPT, DAYS_DELETED),
+        (_DELETE_PEERS, upto - DAYS_KEPT, DAYS_DELETED),
+        (_DELETE_HOURLY, upto * 24 - HOURS_KEPT, DAYS_DELETED * 24),
+    ):
+        tx.run(sql, last, number)
 
 
 def count_active(tx: Transaction, day: int, others: Active | None = None) -> dict[str, int]:

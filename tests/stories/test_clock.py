@@ -12,6 +12,7 @@ import trio
 from homeserver import limits
 from homeserver.config import RateLimitsSection
 from homeserver.federation.identifiers import ServerName
+from homeserver.users.accounts import store_admin
 from tests.support.clock import let_days_pass
 from tests.support.federation import (
     Federation,
@@ -139,6 +140,33 @@ async def test_no_message_expires_by_a_wrong_clock(federation: Federation) -> No
     assert "kept for a week" in await texts(alice, room_id)
     await let_days_pass(8)
     assert "kept for a week" not in await texts(alice, room_id)
+
+
+async def test_no_figures_of_recent_days_are_deleted_by_a_wrong_clock(federation: Federation) -> None:
+    clock = Clock()
+    a = await federation.start("a.example", clock=clock)
+    alice, _, room_id = await _two_in_a_room(a)
+    for _ in range(5):
+        await send_text(alice, room_id, "Tea?")
+        await let_days_pass(1)
+    await a.write(store_admin, alice.user_id, True)
+    admin = await a.log_in(alice.user_id)
+
+    begin = now_ms() - round(3.5 * DAY * 1000)
+
+    async def count_sent() -> int:
+        path = f"/_homeserver/admin/v1/analytics?granularity=hour&from={begin}"
+        return sum(hour["messages_sent"] for hour in (await admin.ok("GET", path))["periods"])
+
+    assert await count_sent() == 3
+    clock.offset_s = 365 * DAY
+    await send_text(alice, room_id, "a year ahead")
+    await trio.sleep(60)  # it is counted, and what is a year old is due to be deleted
+    clock.offset_s = 0
+    assert await count_sent() == 3
+    await send_text(alice, room_id, "Tea again?")
+    await trio.sleep(60)
+    assert await count_sent() == 4
 
 
 @by_offset

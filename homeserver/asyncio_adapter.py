@@ -246,6 +246,10 @@ class AsyncioHomeserver:
                 started.exception()  # mark it as retrieved, because it is raised here too
             raise
 
+    def retire(self) -> None:
+        """Makes the health check say that the server is about to stop. It goes on serving until `stop`."""
+        self._bridge.run_sync_soon(self._server.retire)
+
     def stop(self) -> None:
         """Ends `serve`: pending requests are answered, new ones are not accepted."""
         self._bridge.run_sync_soon(self._server.stop)

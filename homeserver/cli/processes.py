@@ -18,10 +18,8 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NoReturn
-
-import msgspec
-from msgspec.structs import replace
 
 from homeserver.cli.output import CommandError, fail
 
@@ -32,7 +30,8 @@ _DELAY_SECONDS, _DELAY_SECONDS_MAX = 1.0, 30.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 
 
-class Ties(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Ties:
     """What ties a process to the one that watches it: ends of pipes. `watched` ends with it; `ready` awaits a byte."""
 
     watched: int
@@ -70,6 +69,8 @@ def config_of_process(config: Any, number: int) -> Any:
     The others have the same files of keys and blobs, and a data folder of their own. Listeners that only
     administrators and monitoring use are not shared, so that each process can be asked: they take the following ports.
     """
+    from msgspec.structs import replace
+
     from homeserver.server import blobs_url
 
     if number == 1:
@@ -87,13 +88,16 @@ def config_of_process(config: Any, number: int) -> Any:
 
 
 def _listener_of_process(listener: Any, number: int) -> Any:
+    from msgspec.structs import replace
+
     if not {"client", "federation", "media"}.isdisjoint(listener.serve):
         return listener
     host, _, port = listener.bind.rpartition(":")
     return replace(listener, bind=f"{host}:{int(port) + number - 1}")
 
 
-class _Child(msgspec.Struct):
+@dataclass(slots=True)
+class _Child:
     number: int
     pid: int = 0  # 0 while it does not run
     start_at: float = 0.0

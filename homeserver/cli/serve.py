@@ -16,7 +16,6 @@ from urllib.parse import urlsplit
 from homeserver import __version__
 from homeserver.cli.output import CommandError, add_shared_arguments, read_config, run_trio, tell
 from homeserver.cli.processes import Ties, Watch, check_processes, config_of_process
-from homeserver.log import set_up_logging
 from homeserver.process.garbage import exempt_what_exists
 
 _log = logging.getLogger(__name__)
@@ -50,6 +49,8 @@ def run_serve(args: argparse.Namespace) -> int:
     raise_file_limit()
     if args.processes == 1:
         return _serve_in_one(args, config)
+    from homeserver.log import set_up_logging
+
     check_processes(config, args.processes)
     set_up_logging(config.log)
     return Watch(
@@ -63,6 +64,7 @@ def _serve_in_one(args: argparse.Namespace, config: Any, ties: Ties | None = Non
     async def main() -> int:
         import trio
 
+        from homeserver.log import set_up_logging
         from homeserver.server import Homeserver
 
         set_up_logging(config.log)
@@ -154,6 +156,8 @@ async def _end_with(watched: int, server: Any) -> None:
 
 def _read_again(args: argparse.Namespace, server: Any) -> None:
     """Reloads what can change without a restart: the certificates and `[log]`."""
+    from homeserver.log import set_up_logging
+
     server.renew_certificates()
     try:
         config = read_config(args)

@@ -35,11 +35,18 @@ from tests.nodes.people import (
     Sender,
     is_text,
 )
+from tests.support.postgres import missing_reason
 
 SECONDS = float(os.environ.get("HISTORY_SECONDS", "10"))
 SEED = int(os.environ.get("HISTORY_SEED", random.SystemRandom().randrange(10**6)))
 
-pytestmark = [pytest.mark.sockets, pytest.mark.postgres, pytest.mark.slow, pytest.mark.timeout(SECONDS + 400)]
+pytestmark = [
+    pytest.mark.sockets,
+    pytest.mark.postgres,
+    pytest.mark.skipif(missing_reason() is not None, reason=str(missing_reason())),
+    pytest.mark.slow,
+    pytest.mark.timeout(SECONDS + 400),
+]
 
 
 @dataclass(slots=True)

@@ -15,10 +15,12 @@ import pytest
 
 from tests.end_to_end.programs import free_port, wait_until
 from tests.nodes.cluster import Nodes, running_nodes
+from tests.support.postgres import missing_reason
 
 pytestmark = [
     pytest.mark.sockets,
     pytest.mark.postgres,
+    pytest.mark.skipif(missing_reason() is not None, reason=str(missing_reason())),
     pytest.mark.skipif(shutil.which("haproxy") is None, reason="HAProxy is not installed"),
 ]
 
